@@ -1,0 +1,127 @@
+"""Contexts: which tuples see which points, and from there to one sparse weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ash.checks import choose, require
+from ash.kernels import Kernel
+from ash.pattern import ravel
+from ash.sampling import duplicates
+from ash.shares import point_weights
+from ash.template import Admissible, Template
+from ash.tuples import IndexTuples
+
+_NAMES = {"tuple": 1, "chunk": 0, "all": 0}
+
+
+@dataclass(frozen=True)
+class Context:
+    """`"tuple"`: a tuple spreads its value over its own points. `"chunk"`: the tuples of a chunk see the
+    union of the chunk's points. `"all"`: one chunk.
+
+    Attributes:
+        chunk_size: tuples of a chunk.
+        shuffle: chunks are drawn anew for every batch; otherwise consecutive tuples stay together.
+    """
+
+    name: str = "tuple"
+    chunk_size: int = 64
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        choose("context", self.name, _NAMES)
+        require(self.chunk_size >= 1, f"chunk_size={self.chunk_size}; expected at least 1 tuple in a chunk.")
+
+    def size(self, k: int) -> int:
+        """t, the number of tuples of one context."""
+        return {"tuple": 1, "chunk": min(self.chunk_size, k), "all": k}[self.name]
+
+    def order(self, k: int, generator: torch.Generator, device: torch.device) -> Int64[Tensor, "c t"] | None:
+        """The tuples of every context, padded by −1 at the end; None where they simply follow each other."""
+        t = self.size(k)
+        shuffled = self.name == "chunk" and self.shuffle
+        if k % t == 0 and not shuffled:
+            return None
+        ids = torch.arange(k, device=device)
+        if shuffled:
+            ids = torch.randperm(k, generator=generator, device=device)
+        padded = torch.full((math.ceil(k / t) * t,), -1, dtype=torch.int64, device=device)
+        padded[:k] = ids
+        return padded.reshape(-1, t)
+
+
+def spread(
+    tuples: IndexTuples,
+    points: Int64[Tensor, "*b k m q"],
+    full: Int64[Tensor, "*b k m r"],
+    shape: tuple[int, ...],
+    *,
+    kernel: Kernel,
+    context: Context,
+    template: Template,
+    admissible: Admissible,
+    generator: torch.Generator,
+) -> Float[Tensor, "*b k m"]:
+    """The weight of every point: each tuple's value, divided over the points of its context.
+
+    Args:
+        points, full: the points in the learned columns, and in all columns.
+        shape: the weight tensor's.
+
+    A point that stands in its context already, or is not admissible, gets exactly 0, so that sizes never
+    depend on the draw.
+    """
+    k, m = points.shape[-3:-1]
+    q, batch = points.shape[-1], points.shape[:-3]
+    order = context.order(k, generator, points.device)
+    if order is not None:
+        reach = torch.where(order >= 0, order, order[:, :1]).flatten()  # padding repeats a chunk's first tuple
+        tuples, points, full = tuples.take(reach), points.index_select(-3, reach), full.index_select(-3, reach)
+    c, t = (k // context.size(k), context.size(k)) if order is None else tuple(order.shape)
+    c *= math.prod(batch)
+    ids = ravel(full, shape).reshape(c, t * m)
+    alive = ~duplicates(ids)
+    if not admissible.everything:
+        alive &= admissible.contains(full).reshape(c, t * m)
+    values = tuples.values.reshape(c, t)
+    if order is not None:
+        real = (order >= 0).repeat(math.prod(batch), 1)
+        alive &= real.repeat_interleave(m, dim=1)
+        values = values * real
+    weights = point_weights(
+        kernel,
+        points.reshape(c, t * m, q),
+        alive,
+        tuples.anchors.reshape(c, t, q),
+        tuples.residuals.reshape(c, t, q),
+        tuples.scales.reshape(c, t, tuples.scales.shape[-1]),
+        values,
+        groups=_groups(full, shape, template, c, t, m) if template.columns and t > 1 else None,
+        extent=max((shape[j] for j in template.learned), default=1),
+    )
+    weights = weights.reshape(*batch, -1, m)
+    return weights if order is None else _undo(weights, order, k)
+
+
+def _groups(
+    full: Tensor, shape: tuple[int, ...], template: Template, c: int, t: int, m: int
+) -> tuple[Tensor, Tensor]:
+    """Flattened fixed columns of points (c, t·m) and of tuples (c, t)."""
+    fixed = full[..., list(template.columns)]
+    ids = ravel(fixed, [shape[j] for j in template.columns]).reshape(c, t, m)
+    return ids.reshape(c, t * m), ids[:, :, 0].contiguous()
+
+
+def _undo(weights: Tensor, order: Tensor, k: int) -> Tensor:
+    """Weights (*b, c·t, m) in the order of the contexts, back to the tuples' own order (*b, k, m)."""
+    flat = order.flatten()
+    places = torch.empty(k, dtype=torch.int64, device=order.device)
+    real = (flat >= 0).nonzero().squeeze(-1)
+    places[flat[real]] = real
+    return weights.index_select(-2, places)

@@ -1,0 +1,119 @@
+"""`Factors`: a gradient of W as a sum of outer products, and its largest entries, found block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ash.checks import choose, positive, require
+from ash.pattern import ravel, unravel
+from ash.template import Admissible
+
+BLOCK = 1 << 20
+"""Entries of the gradient computed at a time."""
+
+_KEYS = {"largest": torch.abs, "positive": lambda g: g, "negative": torch.neg}
+
+
+class Factors:
+    """The gradient of a loss by a weight tensor, dL/dW = Σ_b g_b ⊗ x_b, without the tensor.
+
+    Args:
+        x: `(b, *in_shape)`, inputs.
+        g: `(b, *out_shape)`, gradients of the loss by the outputs.
+    """
+
+    def __init__(self, x: Float[Tensor, "b *i"], g: Float[Tensor, "b *o"]):
+        require(x.shape[0] == g.shape[0], f"{x.shape[0]} inputs and {g.shape[0]} gradients; expected as many.")
+        self.in_shape, self.out_shape = tuple(x.shape[1:]), tuple(g.shape[1:])
+        self.x, self.g = x.detach().flatten(1), g.detach().flatten(1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight tensor, output dimensions first."""
+        return (*self.out_shape, *self.in_shape)
+
+    def __add__(self, other: Factors) -> Factors:
+        """The sum of two gradients: their factors, concatenated (accumulation over micro-batches)."""
+        require(self.shape == other.shape, f"gradients of shapes {self.shape} and {other.shape}; expected the same.")
+        x, g = torch.cat([self.x, other.x]), torch.cat([self.g, other.g])
+        return Factors(x.unflatten(1, self.in_shape), g.unflatten(1, self.out_shape))
+
+    def dense(self) -> Float[Tensor, "..."]:
+        """The gradient itself, `(*out_shape, *in_shape)`."""
+        return (self.g.t() @ self.x).reshape(self.shape)
+
+    def at(self, indices: Int64[Tensor, "n r"]) -> Float[Tensor, " n"]:
+        """The gradient at some entries, from b numbers each."""
+        r = len(self.out_shape)
+        rows, cols = ravel(indices[:, :r], self.out_shape), ravel(indices[:, r:], self.in_shape)
+        gt, xt = self.g.t().contiguous(), self.x.t().contiguous()
+        step = max(1, BLOCK // max(1, self.x.shape[0]))
+        parts = [(gt[i] * xt[j]).sum(-1) for i, j in zip(rows.split(step), cols.split(step), strict=True)]
+        return torch.cat(parts) if parts else self.x.new_zeros(0)
+
+    def top(
+        self,
+        n: int,
+        exclude: Int64[Tensor, " e"] | None = None,
+        admissible: Admissible | None = None,
+        by: str = "largest",
+    ) -> tuple[Int64[Tensor, "n r"], Float[Tensor, " n"]]:
+        """The n entries that come first, with their gradients, in falling order; exact.
+
+        Args:
+            exclude: flattened positions that do not count.
+            admissible: the entries that count.
+            by: `"largest"` in absolute value, or most `"positive"`, or most `"negative"` (where the loss asks
+                for more weight).
+
+        Fewer than n come back where fewer count. Memory is proportional to n and the block, never to W.
+        """
+        positive("n", n)
+        key = choose("order", by, _KEYS)
+        gone = None if exclude is None else exclude.unique()
+        best = self.x.new_zeros(0)
+        ids = torch.zeros(0, dtype=torch.int64, device=self.x.device)
+        for start, block in self._blocks():
+            score = key(block).flatten()
+            self._bar(score, start, gone, admissible)
+            found = self._promising(score, best[-1] if len(best) == n else None)
+            best = torch.cat([best, score[found]])
+            ids = torch.cat([ids, found + start])
+            best, order = torch.topk(best, min(n, len(best)))
+            ids = ids[order]
+        keep = best > -torch.inf
+        indices = unravel(ids[keep], self.shape)
+        return indices, self.at(indices)
+
+    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(first flattened position, some rows of the gradient)."""
+        width = self.x.shape[1]
+        step = max(1, BLOCK // max(1, width))
+        gt = self.g.t()
+        for row in range(0, gt.shape[0], step):
+            rows = gt[row : row + step]
+            if width <= BLOCK:
+                yield row * width, rows @ self.x
+                continue
+            for col in range(0, width, BLOCK):
+                yield row * width + col, rows @ self.x[:, col : col + BLOCK]
+
+    def _bar(self, score: Tensor, start: int, gone: Tensor | None, admissible: Admissible | None) -> None:
+        """Take the entries that do not count out of one block of scores."""
+        if gone is not None:
+            low, high = torch.searchsorted(gone, torch.tensor([start, start + len(score)], device=gone.device))
+            score[gone[int(low) : int(high)] - start] = -torch.inf
+        if admissible is not None and not admissible.everything:
+            ids = torch.arange(start, start + len(score), device=score.device)
+            score[~admissible.contains(unravel(ids, self.shape))] = -torch.inf
+
+    @staticmethod
+    def _promising(score: Tensor, bar: Tensor | None) -> Tensor:
+        if bar is None:
+            return torch.arange(len(score), device=score.device)
+        return (score > bar).nonzero().squeeze(-1)

@@ -1,0 +1,149 @@
+"""Integer points around index tuples, and exact de-duplication.
+
+Points carry no gradient. Every draw is a function of the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from ash.checks import positive, require
+from ash.tuples import IndexTuples
+
+PAIRWISE = 32
+"""Up to so many points a context, comparing all pairs is faster than sorting."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many integer points a tuple samples.
+
+    Attributes:
+        corners: the 2^q integer points around the mean (q learned columns).
+        global_samples: uniform over the tensor.
+        local_samples: near the mean: drawn from the tuple's own scale, or, where `local_region` is given,
+            uniform in a window of that many indices per column, centred on the mean and shifted to lie
+            inside the tensor.
+        guided_samples: entries where the previous batch's loss asked for weight.
+    """
+
+    corners: bool = True
+    global_samples: int = 2
+    local_samples: int = 2
+    guided_samples: int = 0
+    local_region: int | tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("global_samples", "local_samples", "guided_samples"):
+            positive(name, getattr(self, name), zero=True)
+        require(self.corners or self.points(1) > 0, "a tuple without points; ask for corners or some samples.")
+
+    def points(self, q: int) -> int:
+        """m, the number of points of a tuple with q learned columns."""
+        return (2**q if self.corners else 0) + self.global_samples + self.local_samples + self.guided_samples
+
+
+def new_seed(device: torch.device, generator: torch.Generator | None = None) -> int:
+    """One 63-bit seed from torch's default generator of the device, or from `generator`."""
+    where = device if generator is None else generator.device
+    return int(torch.randint(0, 2**63 - 1, (), device=where, generator=generator).item())
+
+
+def generator_from(seed: int, device: torch.device) -> torch.Generator:
+    """A generator of its own for one forward pass, leaving the default one alone."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def sample_points(
+    tuples: IndexTuples,
+    sizes: Sequence[int],
+    plan: Sampling,
+    generator: torch.Generator,
+    proposals: Int64[Tensor, "g q"] | None = None,
+) -> Int64[Tensor, "*b k m q"]:
+    """The m integer points of each tuple within a tensor of `sizes` (its q learned columns).
+
+    The nearest corner comes first. `proposals` are dealt out in random order to the guided samples; where
+    there are none, uniform points take their place, so that m never changes.
+    """
+    parts = [corner_points(tuples, sizes)] if plan.corners else []
+    if plan.global_samples:
+        parts.append(_uniform(tuples, sizes, plan.global_samples, generator))
+    if plan.local_samples:
+        parts.append(_local(tuples, sizes, plan, generator))
+    if plan.guided_samples:
+        parts.append(_guided(tuples, sizes, plan.guided_samples, generator, proposals))
+    return torch.cat(parts, dim=-2)
+
+
+def corner_points(tuples: IndexTuples, sizes: Sequence[int]) -> Int64[Tensor, "*b k m q"]:
+    """The 2^q integer points around each mean, the nearest first; at the border some coincide."""
+    q = len(sizes)
+    nearest = tuples.rounded(tuple(sizes))
+    side = tuples.residuals.detach() - (nearest - tuples.anchors).to(tuples.residuals.dtype)
+    step = torch.where(side >= 0, 1, -1)
+    bits = torch.tensor(list(itertools.product((0, 1), repeat=q)), dtype=torch.int64, device=nearest.device)
+    return _clip(nearest.unsqueeze(-2) + bits.reshape(-1, q) * step.unsqueeze(-2), sizes)
+
+
+def _clip(points: Tensor, sizes: Sequence[int]) -> Tensor:
+    top = torch.tensor(list(sizes), dtype=torch.int64, device=points.device) - 1
+    return torch.minimum(points.clamp_(min=0), top)
+
+
+def _uniform(tuples: IndexTuples, sizes: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
+    shape, device = (*tuples.values.shape, count), tuples.values.device
+    columns = [torch.randint(0, size, shape, device=device, generator=generator) for size in sizes]
+    return torch.stack(columns, -1) if columns else torch.zeros(*shape, 0, dtype=torch.int64, device=device)
+
+
+def _local(tuples: IndexTuples, sizes: Sequence[int], plan: Sampling, generator: torch.Generator) -> Tensor:
+    count, q = plan.local_samples, len(sizes)
+    residuals = tuples.residuals.detach().unsqueeze(-2)
+    shape = (*tuples.values.shape, count, q)
+    if plan.local_region is None:
+        noise = torch.randn(shape, dtype=residuals.dtype, device=residuals.device, generator=generator)
+        steps = (residuals + noise * tuples.scales.detach().unsqueeze(-2)).round().long()
+        return _clip(tuples.anchors.unsqueeze(-2) + steps, sizes)
+    region = plan.local_region if isinstance(plan.local_region, tuple) else (plan.local_region,) * q
+    require(len(region) == q, f"local_region={region} for {q} learned columns; give one number, or {q}.")
+    width = torch.tensor([min(w, s) for w, s in zip(region, sizes, strict=True)], device=residuals.device)
+    top = torch.tensor(list(sizes), device=residuals.device) - width
+    low = (residuals - 0.5 * (width - 1)).round().long() + tuples.anchors.unsqueeze(-2)
+    low = torch.minimum(low.clamp(min=0), top)
+    columns = [torch.randint(0, int(w), shape[:-1], device=low.device, generator=generator) for w in width.tolist()]
+    return low + torch.stack(columns, -1)
+
+
+def _guided(
+    tuples: IndexTuples, sizes: Sequence[int], count: int, generator: torch.Generator, proposals: Tensor | None
+) -> Tensor:
+    points = _uniform(tuples, sizes, count, generator)
+    if proposals is None or not len(proposals):
+        return points
+    shape = points.shape
+    flat = points.reshape(-1, shape[-1])
+    used = min(len(proposals), len(flat))
+    places = torch.randperm(len(flat), generator=generator, device=flat.device)[:used]
+    chosen = torch.randperm(len(proposals), generator=generator, device=flat.device)[:used]
+    return flat.index_copy(0, places, proposals[chosen]).reshape(shape)
+
+
+def duplicates(ids: Int64[Tensor, "c p"]) -> Bool[Tensor, "c p"]:
+    """True for every point that stands earlier in its context already; exact, by flattened positions."""
+    c, p = ids.shape
+    if p <= PAIRWISE:
+        seen = torch.zeros(c, p, dtype=torch.bool, device=ids.device)
+        for j in range(1, p):
+            seen[:, j] = (ids[:, :j] == ids[:, j : j + 1]).any(-1)
+        return seen
+    ordered, order = torch.sort(ids, dim=-1, stable=True)
+    again = torch.zeros(c, p, dtype=torch.bool, device=ids.device)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.zeros_like(again).scatter_(-1, order, again)

@@ -1,0 +1,125 @@
+"""`Wiring`: what decides, for every batch, which entries of a weight tensor exist and what they are worth."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from ash.checks import require, shape
+from ash.growth import Factors
+from ash.pattern import check_ravel
+from ash.template import Admissible, Everything
+from ash.weight import SparseWeight
+
+
+@dataclass(frozen=True)
+class RewireReport:
+    """What a rewiring did. `moved` holds the numbers of the entries (or tuples) that moved."""
+
+    moved: Int64[Tensor, " moves"]
+    merged: int = 0
+
+    @property
+    def moves(self) -> int:
+        """How many entries moved."""
+        return len(self.moved)
+
+
+class Wiring(nn.Module, ABC):
+    """A sparse weight tensor whose entries are decided anew, or kept; the hosts know nothing else.
+
+    Args:
+        out_shape, in_shape: the two halves of the weight tensor's shape (an int or a sequence).
+        admissible: which entries may exist; all of them by default.
+
+    Raises `UserError` for sizes below 1, a tensor whose flattened positions exceed int64, and an
+    admissible set that leaves no entry or is made for another shape.
+    """
+
+    def __init__(
+        self, out_shape: int | Sequence[int], in_shape: int | Sequence[int], admissible: Admissible | None = None
+    ):
+        super().__init__()
+        self.out_shape = shape("out_shape", out_shape)
+        self.in_shape = shape("in_shape", in_shape)
+        check_ravel(self.shape)
+        self.admissible = Everything(self.shape) if admissible is None else admissible
+        require(
+            tuple(self.admissible.shape) == self.shape,
+            f"{self.admissible!r} is made for {tuple(self.admissible.shape)}; expected {self.shape}, "
+            "the weight tensor's shape, output dimensions first.",
+        )
+        self.admissible.check()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight tensor, output dimensions first."""
+        return (*self.out_shape, *self.in_shape)
+
+    @property
+    def rank(self) -> int:
+        """r, the rank of the weight tensor."""
+        return len(self.shape)
+
+    @abstractmethod
+    def forward(self, x: Tensor | None = None) -> SparseWeight:
+        """Required. One draw of the weight; x `(b, *in_shape, …)` is for adaptive wirings only."""
+
+    @abstractmethod
+    def stored_entries(self) -> int:
+        """Required. Entries of the inference form: what `ash.count` counts."""
+
+    @property
+    def wants_factors(self) -> bool:
+        """Whether the host is to hand over the factors of the weight's gradient after each backward pass."""
+        return False
+
+    def observe(self, factors: Factors) -> None:
+        """Receive the factors of the gradient of the batch that has just been through; default: ignore them."""
+        return None
+
+    def rewire(self, score: Factors) -> RewireReport:
+        """Move entries, led by the gradient of the loss by the weight tensor; default: nothing changes."""
+        return RewireReport(moved=torch.zeros(0, dtype=torch.int64))
+
+    @torch.no_grad()
+    def load_dense(self, weight: Tensor) -> None:
+        """Take the values at this wiring's entries from a dense tensor of the same shape.
+
+        Raises `UserError` where the wiring has no values of its own.
+        """
+        raise_unsupported = f"{type(self).__name__} has no values to load; use one with learned values."
+        require(False, raise_unsupported)
+
+    def extra_repr(self) -> str:
+        entries = self.stored_entries()
+        total = math.prod(self.shape)
+        text = f"{self.out_shape} x {self.in_shape}, entries={entries}, density={entries / total:.3g}"
+        return text if self.admissible.everything else f"{text}, admissible={self.admissible!r}"
+
+
+def entries_from(k: int | None, density: float | None, admissible: Admissible) -> int:
+    """k itself, or the number of entries that is `density` (0 … 1] of the admissible ones, at least 1."""
+    require(k is None or density is None, f"k={k} and density={density}; give one of them.")
+    if k is not None:
+        require(k >= 1, f"k={k}; expected at least 1 tuple.")
+        return int(k)
+    d = 0.1 if density is None else density
+    require(0 < d <= 1, f"density={d}; expected a number above 0 and at most 1.")
+    return max(1, round(d * admissible.count()))
+
+
+def fan_in_uniform(rows: Int64[Tensor, " n"], count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Values uniform in ±1/√(fan-in), the fan-in of every output counted over its stored entries, `(n,)`.
+
+    What `nn.Linear` does for a dense weight (Kaiming-uniform with a = √5).
+    """
+    fan_in = torch.bincount(rows, minlength=count)[rows].clamp(min=1)
+    bound = fan_in.to(torch.get_default_dtype()).rsqrt()
+    return (2 * torch.rand(bound.shape, generator=generator, device=rows.device) - 1) * bound

@@ -1,0 +1,92 @@
+"""`StaticWiring`: random entries that stay where they are. The baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from ash.checks import require
+from ash.pattern import CSRPattern, ravel
+from ash.sampling import generator_from, new_seed
+from ash.template import Admissible
+from ash.weight import SparseWeight
+from ash.wirings.base import Wiring, entries_from, fan_in_uniform
+
+
+class StaticWiring(Wiring):
+    """k different entries, drawn once, with learned values.
+
+    Args:
+        out_shape, in_shape, admissible: as in `Wiring`.
+        k: number of entries, or `density`: their share of the admissible ones (default 0.1).
+        indices: `(k, r)`, the entries themselves, instead of drawing them.
+        generator: for the draw; torch's default one otherwise.
+
+    Attributes:
+        indices: `(k, r)` int64 buffer. values: `(k,)` parameter.
+    """
+
+    indices: Tensor
+
+    def __init__(
+        self,
+        out_shape: int | Sequence[int],
+        in_shape: int | Sequence[int],
+        k: int | None = None,
+        *,
+        density: float | None = None,
+        indices: Int64[Tensor, "k r"] | None = None,
+        admissible: Admissible | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(out_shape, in_shape, admissible)
+        if indices is None:
+            source = generator_from(new_seed(torch.device("cpu"), generator), torch.device("cpu"))
+            indices = self.admissible.distinct(entries_from(k, density, self.admissible), source)
+        self._check_indices(indices, k)
+        self.register_buffer("indices", indices.clone().to(device))
+        self.values = nn.Parameter(torch.empty(len(indices), device=device, dtype=dtype))
+        self._pattern: tuple[Tensor, int, CSRPattern] | None = None
+        self.reset_parameters()
+
+    def _check_indices(self, indices: Tensor, k: int | None) -> None:
+        good = indices.dim() == 2 and indices.shape[1] == self.rank and indices.dtype == torch.int64
+        require(good, f"indices of shape {tuple(indices.shape)}, {indices.dtype}; expected int64 (k, {self.rank}).")
+        require(k is None or k == len(indices), f"k={k} with {len(indices)} indices; give one of them.")
+        SparseWeight(indices, torch.ones(len(indices)), self.out_shape, self.in_shape).check()
+        require(bool(self.admissible.contains(indices).all()), f"indices outside {self.admissible!r}; leave them out.")
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Values uniform in ±1/√(fan-in over active entries); the entries stay."""
+        rows = ravel(self.indices[:, : len(self.out_shape)], self.out_shape)
+        self.values.copy_(fan_in_uniform(rows, math.prod(self.out_shape)))
+
+    def forward(self, x: Tensor | None = None) -> SparseWeight:
+        weight = SparseWeight(self.indices, self.values, self.out_shape, self.in_shape, self._known_pattern())
+        self._pattern = (self.indices, self.indices._version, weight.pattern)
+        return weight
+
+    def _known_pattern(self) -> CSRPattern | None:
+        """The pattern of the last call, unless the entries were exchanged or written to since."""
+        if self._pattern is None or self._pattern[0] is not self.indices:
+            return None
+        return self._pattern[2] if self._pattern[1] == self.indices._version else None
+
+    def stored_entries(self) -> int:
+        return len(self.indices)
+
+    @torch.no_grad()
+    def load_dense(self, weight: Tensor) -> None:
+        """Take the values at the entries from a dense tensor of the same shape."""
+        require(weight.shape == self.shape, f"a weight of shape {tuple(weight.shape)}; expected {self.shape}.")
+        self.values.copy_(weight[tuple(self.indices.to(weight.device).unbind(-1))])
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_pattern": None}
