@@ -1,10 +1,18 @@
-"""ash: neural networks whose wiring is learned."""
+"""ash: neural networks whose wiring is learned.
+
+A wiring decides, for every batch, which entries of a weight tensor exist and what they are worth; a host applies
+that sparse weight to its input. Loading this package loads torch and nothing optional; `ash.plot` is apart.
+"""
 
 from ash.checks import BackendUnavailable, UserError
 from ash.contexts import Context
 from ash.contract import contract
+from ash.count import count
+from ash.diagnose import diagnose
 from ash.growth import Factors
+from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.linear import SparseLayer, SparseLinear
+from ash.optim import clear_state, parameter_groups
 from ash.sampling import Sampling
 from ash.schedules import Anneal
 from ash.template import Admissible, Boxes, Everything, Mask, SourceBeforeTarget, Template, block_structure
@@ -12,6 +20,40 @@ from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
 from ash.wirings.base import RewireReport, Wiring
 from ash.wirings.gaussian import GaussianWiring
+from ash.wirings.rescue import Rescue
 from ash.wirings.static import StaticWiring
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Admissible",
+    "Anneal",
+    "BackendUnavailable",
+    "Boxes",
+    "Context",
+    "Everything",
+    "Factors",
+    "Gaussian",
+    "GaussianWiring",
+    "IndexTuples",
+    "Kernel",
+    "Mask",
+    "Rescue",
+    "RewireReport",
+    "Sampling",
+    "SourceBeforeTarget",
+    "SparseLayer",
+    "SparseLinear",
+    "SparseWeight",
+    "StaticWiring",
+    "StudentT",
+    "Template",
+    "UserError",
+    "Wiring",
+    "block_structure",
+    "clear_state",
+    "contract",
+    "count",
+    "diagnose",
+    "parameter_groups",
+]

@@ -57,14 +57,15 @@ def _per_instance(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     b = weight.values.shape[0]
     require(b == x.shape[0], f"{b} weights (one per instance) for a batch of {x.shape[0]}; expected as many.")
     rows, cols = weight.matrix_shape
+    wide = torch.promote_types(x.dtype, torch.promote_types(weight.values.dtype, torch.float32))
     if backend == "dense":
-        return torch.bmm(weight.to_dense().reshape(b, rows, cols), x)
+        return torch.bmm(weight.to_dense().reshape(b, rows, cols).to(wide), x.to(wide)).to(x.dtype)
     require(backend in ("auto", "torch"), f"backend {backend!r} for a weight per instance; use 'torch' or 'dense'.")
-    y = x.new_zeros(b, rows, x.shape[2])
+    y, source = x.new_zeros(b, rows, x.shape[2], dtype=wide), x.to(wide)
     n = weight.values.shape[1]
     step = max(1, GATHER_BLOCK // max(1, b * x.shape[2]))
     for i in range(0, n, step):
         part = slice(i, i + step)
         row, col = (ids[:, part, None].expand(-1, -1, x.shape[2]) for ids in (weight.row_ids, weight.col_ids))
-        y = y.scatter_add(1, row, weight.values[:, part, None].to(x.dtype) * x.gather(1, col))
-    return y
+        y = y.scatter_add(1, row, weight.values[:, part, None].to(wide) * source.gather(1, col))
+    return y.to(x.dtype)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ash.checks import positive, unknown
+from ash.checks import positive, require, unknown
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
 class Kernel(ABC):
@@ -48,6 +51,7 @@ class StudentT(Kernel):
 
     def __init__(self, nu: float = 1.0):
         positive("nu", nu)
+        require(math.isfinite(nu), f"nu={nu}; expected a finite number; with ν → ∞ it is kernel='gaussian'.")
         self.nu = float(nu)
 
     def log_density(self, u: Tensor, q: int) -> Tensor:
@@ -67,7 +71,7 @@ def get_kernel(name: str | Kernel) -> Kernel:
     """
     if isinstance(name, Kernel):
         return name
-    match = re.fullmatch(r"(gaussian|student_t)(?:\(([0-9.eE+-]+)\))?", name.strip())
+    match = re.fullmatch(rf"(gaussian|student_t)(?:\(({_NUMBER})\))?", name.strip())
     if match is None or (match[1] == "gaussian" and match[2]):
         raise unknown("kernel", name, ["gaussian", "student_t", "student_t(3)"])
     if match[1] == "gaussian":

@@ -72,7 +72,7 @@ class Anchored(Means):
         self._clamp()
 
     def _clamp(self) -> None:
-        top = torch.tensor(self.sizes, device=self.anchor.device) - 1
+        top = torch.tensor(self.sizes, dtype=torch.int64, device=self.anchor.device) - 1
         inside = torch.minimum(self.anchor.clamp(min=0), top)
         outside = (inside != self.anchor) | ((inside == 0) & (self.fraction < 0))
         outside |= (inside == top) & (self.fraction > 0)

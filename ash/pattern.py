@@ -50,6 +50,11 @@ def compress(rows: Int[Tensor, " n"], count: int) -> tuple[Tensor, Tensor]:
     return order, pointers.to(rows.dtype)
 
 
+def _plain() -> torch.inference_mode:
+    """A structure that is kept must serve in training, also if an evaluation in inference mode made it."""
+    return torch.inference_mode(False)
+
+
 class CSRPattern:
     """Where the n entries of a (rows × cols) matrix lie, row by row; duplicates stay separate and add up.
 
@@ -62,8 +67,9 @@ class CSRPattern:
         small = max(*shape, rows.numel()) <= INT32_MAX
         dtype = torch.int32 if small else torch.int64
         self.shape = shape
-        self.order, self.crow = compress(rows.to(dtype), shape[0])
-        self.col = cols.to(dtype)[self.order]
+        with _plain():
+            self.order, self.crow = compress(rows.to(dtype), shape[0])
+            self.col = cols.to(dtype)[self.order]
 
     @property
     def nnz(self) -> int:
@@ -73,12 +79,14 @@ class CSRPattern:
     @cached_property
     def row(self) -> Int[Tensor, " n"]:
         """Row of every entry in CSR order."""
-        counts = self.crow.diff().long()
-        rows = torch.arange(self.shape[0], dtype=self.crow.dtype, device=self.crow.device)
-        return rows.repeat_interleave(counts, output_size=self.nnz)
+        with _plain():
+            counts = self.crow.diff().long()
+            rows = torch.arange(self.shape[0], dtype=self.crow.dtype, device=self.crow.device)
+            return rows.repeat_interleave(counts, output_size=self.nnz)
 
     @cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """(crow, col, order) of the transpose; `order` points into this pattern's CSR order."""
-        order, crow = compress(self.col, self.shape[1])
-        return crow, self.row[order], order
+        with _plain():
+            order, crow = compress(self.col, self.shape[1])
+            return crow, self.row[order], order

@@ -16,6 +16,9 @@ from torch import Tensor
 from ash.checks import positive, require
 from ash.tuples import IndexTuples
 
+EXACT = 1 << 16
+"""Up to this size a float32 rounds to even and odd indices alike; beyond, ties are frequent and noise is float64."""
+
 PAIRWISE = 32
 """Up to so many points a context, comparing all pairs is faster than sorting."""
 
@@ -43,6 +46,9 @@ class Sampling:
         for name in ("global_samples", "local_samples", "guided_samples"):
             positive(name, getattr(self, name), zero=True)
         require(self.corners or self.points(1) > 0, "a tuple without points; ask for corners or some samples.")
+        region = self.local_region if isinstance(self.local_region, tuple) else (self.local_region or 1,)
+        good = self.local_region != 0 and all(w >= 1 for w in region)
+        require(good, f"local_region={self.local_region!r}; expected at least 1 index in every column.")
 
     def points(self, q: int) -> int:
         """m, the number of points of a tuple with q learned columns."""
@@ -89,7 +95,7 @@ def corner_points(tuples: IndexTuples, sizes: Sequence[int]) -> Int64[Tensor, "*
     side = tuples.residuals.detach() - (nearest - tuples.anchors).to(tuples.residuals.dtype)
     step = torch.where(side >= 0, 1, -1)
     bits = torch.tensor(list(itertools.product((0, 1), repeat=q)), dtype=torch.int64, device=nearest.device)
-    return _clip(nearest.unsqueeze(-2) + bits.reshape(-1, q) * step.unsqueeze(-2), sizes)
+    return _clip(nearest.unsqueeze(-2) + bits.reshape(2**q, q) * step.unsqueeze(-2), sizes)
 
 
 def _clip(points: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -105,7 +111,9 @@ def _uniform(tuples: IndexTuples, sizes: Sequence[int], count: int, generator: t
 
 def _local(tuples: IndexTuples, sizes: Sequence[int], plan: Sampling, generator: torch.Generator) -> Tensor:
     count, q = plan.local_samples, len(sizes)
+    exact = torch.float64 if max(sizes, default=1) > EXACT else torch.float32
     residuals = tuples.residuals.detach().unsqueeze(-2)
+    residuals = residuals.to(torch.promote_types(residuals.dtype, exact))
     shape = (*tuples.values.shape, count, q)
     if plan.local_region is None:
         noise = torch.randn(shape, dtype=residuals.dtype, device=residuals.device, generator=generator)
@@ -113,12 +121,11 @@ def _local(tuples: IndexTuples, sizes: Sequence[int], plan: Sampling, generator:
         return _clip(tuples.anchors.unsqueeze(-2) + steps, sizes)
     region = plan.local_region if isinstance(plan.local_region, tuple) else (plan.local_region,) * q
     require(len(region) == q, f"local_region={region} for {q} learned columns; give one number, or {q}.")
-    width = torch.tensor([min(w, s) for w, s in zip(region, sizes, strict=True)], device=residuals.device)
-    top = torch.tensor(list(sizes), device=residuals.device) - width
+    widths = [min(w, s) for w, s in zip(region, sizes, strict=True)]
+    width = torch.tensor(widths, dtype=torch.int64, device=residuals.device)
+    top = torch.tensor(list(sizes), dtype=torch.int64, device=residuals.device) - width
     low = (residuals - 0.5 * (width - 1)).round().long() + tuples.anchors.unsqueeze(-2)
-    low = torch.minimum(low.clamp(min=0), top)
-    columns = [torch.randint(0, int(w), shape[:-1], device=low.device, generator=generator) for w in width.tolist()]
-    return low + torch.stack(columns, -1)
+    return torch.minimum(low.clamp(min=0), top) + _uniform(tuples, widths, count, generator)
 
 
 def _guided(

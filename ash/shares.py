@@ -27,7 +27,7 @@ COARSE = 1 << 12
 EXACT = 1 << 24
 """Up to this distance a float32 holds every integer."""
 
-SMALLEST = 1e-12
+SMALLEST = 1e-8
 """Scales below this many indices count as this, so that no square leaves float32."""
 
 
@@ -63,7 +63,7 @@ def _table(
 ) -> Table:
     """Relative positions in floating point; float64 where one context spans more than float32 can tell apart."""
     single = anchors.shape[1] == 1
-    dtype = torch.float64 if extent > EXACT and not single else residuals.dtype
+    dtype = torch.float64 if extent > EXACT and not single else torch.promote_types(residuals.dtype, torch.float32)
     origin = anchors[:, :1]
     near, offset = (anchors - origin).to(dtype).movedim(-1, 0), residuals.to(dtype).movedim(-1, 0)
     joined = single or extent <= COARSE or dtype == torch.float64
@@ -119,6 +119,11 @@ def _shares(kernel: Kernel, part: Table, u: Tensor) -> Tensor:
     return torch.softmax(logits, dim=-1)
 
 
+def _full_precision(values: Tensor) -> torch.autocast:
+    """Autocast would multiply in bfloat16, and a tuple's value would no longer be conserved."""
+    return torch.autocast(values.device.type, enabled=False)
+
+
 class _PointWeights(torch.autograd.Function):
     """(values, residuals, scales) → weight of every point (c, p)."""
 
@@ -126,10 +131,11 @@ class _PointWeights(torch.autograd.Function):
     def forward(values: Tensor, residuals: Tensor, scales: Tensor, kernel: Kernel, table: Table) -> Tensor:
         dtype = table.points.dtype
         weights = torch.zeros(table.points.shape[1:], dtype=dtype, device=values.device)
-        for c, t in blocks(*values.shape, weights.shape[1]):
-            part = table.part(c, t)
-            share = _shares(kernel, part, _distances(part)[1])
-            weights[c].add_(torch.bmm(values[c, None, t].to(dtype), share).squeeze(1))
+        with _full_precision(values):
+            for c, t in blocks(*values.shape, weights.shape[1]):
+                part = table.part(c, t)
+                share = _shares(kernel, part, _distances(part)[1])
+                weights[c].add_(torch.bmm(values[c, None, t].to(dtype), share).squeeze(1))
         return weights.to(values.dtype)
 
     @staticmethod
@@ -146,9 +152,10 @@ class _PointWeights(torch.autograd.Function):
         d_values = torch.empty_like(values)
         d_residuals = values.new_empty(c_all, t_all, q)
         d_scales = values.new_empty(c_all, t_all, s)
-        for c, t in blocks(c_all, t_all, grad.shape[1]):
-            part = _gradients(ctx.kernel, table.part(c, t), values[c, t].to(dtype), grad[c].to(dtype))
-            d_values[c, t], d_residuals[c, t], d_scales[c, t] = part
+        with _full_precision(values):
+            for c, t in blocks(c_all, t_all, grad.shape[1]):
+                part = _gradients(ctx.kernel, table.part(c, t), values[c, t].to(dtype), grad[c].to(dtype))
+                d_values[c, t], d_residuals[c, t], d_scales[c, t] = part
         return d_values, d_residuals, d_scales, None, None
 
 

@@ -38,6 +38,9 @@ class Template:
             f"fixed indices of shape {tuple(given.shape)} and type {given.dtype} for the columns {self.columns}; "
             f"expected integers of shape (k, {len(self.columns)}).",
         )
+        require(
+            not self.columns or len(given) > 0, f"no fixed indices for the columns {self.columns}; expected k >= 1 rows."
+        )
         self.indices = given.long()
 
     @classmethod
@@ -128,7 +131,8 @@ class Admissible(ABC):
         else:
             ids = ravel(self.draw(count, generator), self.shape).unique()
             while len(ids) < count:
-                more = self.draw(2 * (count - len(ids)) + 16, generator)
+                missing, rest = count - len(ids), total - len(ids)
+                more = self.draw(missing * total // rest + 16, generator)  # one in total / rest is new
                 ids = torch.cat([ids, ravel(more, self.shape)]).unique()
         keep = torch.randperm(len(ids), generator=generator)[:count]
         return unravel(ids[keep].sort().values, self.shape)
@@ -136,6 +140,13 @@ class Admissible(ABC):
     def _enumerate(self) -> Tensor:
         ids = torch.arange(math.prod(self.shape))
         return ids if self.everything else ids[self.contains(unravel(ids, self.shape))]
+
+
+def _pin(entries: Tensor, positions: Tensor, fixed: Sequence[int]) -> Tensor:
+    """The entries with their fixed columns as given, also where nothing admissible shares them."""
+    columns = list(fixed)
+    entries[..., columns] = positions[..., columns].round().long()
+    return entries
 
 
 class Boxes(Admissible):
@@ -182,7 +193,7 @@ class Boxes(Admissible):
             closer = distance < best
             best = torch.where(closer, distance, best)
             result = torch.where(closer.unsqueeze(-1), entry, result)
-        return result
+        return _pin(result, positions, fixed)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         box = torch.multinomial(self.volumes, count, replacement=True, generator=generator)
@@ -233,10 +244,12 @@ class SourceBeforeTarget(Admissible):
     def nearest(self, positions: Tensor, fixed: Sequence[int] = ()) -> Tensor:
         entry = positions.round().long().clamp(0, self.n - 1)
         target, source = entry.unbind(-1)
+        if 0 in fixed and 1 in fixed:
+            return entry
         if 0 in fixed:
-            return torch.stack([target, torch.minimum(source, target - 1)], -1)
+            return torch.stack([target, torch.minimum(source, target - 1).clamp(min=0)], -1)
         if 1 in fixed:
-            return torch.stack([torch.maximum(target, source + 1), source], -1)
+            return torch.stack([torch.maximum(target, source + 1).clamp(max=self.n - 1), source], -1)
         middle = ((positions.sum(-1) + 1) / 2).round().long().clamp(1, self.n - 1)
         projected = torch.stack([middle, middle - 1], -1)
         return torch.where((source < target).unsqueeze(-1), entry, projected)
@@ -255,7 +268,7 @@ class Mask(Admissible):
     """The entries where a boolean tensor of the weight's shape is True. For tensors small enough to hold."""
 
     def __init__(self, mask: Tensor):
-        self.mask = mask.bool()
+        self.mask = mask.detach().cpu().bool()
         self.shape = tuple(mask.shape)
         self.entries = self.mask.nonzero()
 
@@ -274,7 +287,7 @@ class Mask(Admissible):
         found = [
             entries[((part[:, None] - entries).square() * weight).sum(-1).argmin(-1)] for part in flat.split(step)
         ]
-        return torch.cat(found).reshape(positions.shape) if found else positions.round().long()
+        return _pin(torch.cat(found).reshape(positions.shape), positions, fixed)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         return self.entries[torch.randint(0, len(self.entries), (count,), generator=generator)]

@@ -63,7 +63,7 @@ class IndexTuples:
 
     def rounded(self, sizes: tuple[int, ...]) -> Int64[Tensor, "*b k q"]:
         """The integer position nearest to each mean, within a tensor of `sizes` (learned columns)."""
-        top = torch.tensor(sizes, device=self.anchors.device) - 1
+        top = torch.tensor(sizes, dtype=torch.int64, device=self.anchors.device) - 1
         nearest = self.anchors + self.residuals.detach().round().long()
         return torch.minimum(nearest.clamp(min=0), top)
 

@@ -133,17 +133,18 @@ class SparseWeight:
     def to_coo(self) -> Tensor:
         """A torch COO tensor of the whole shape; uncoalesced; a weight per instance gets a leading b."""
         if not self.per_instance:
-            return torch.sparse_coo_tensor(self.indices.t(), self.values, self.shape)
+            return torch.sparse_coo_tensor(self.indices.t(), self.values, self.shape, check_invariants=False)
         b, n = self.values.shape
         which = torch.arange(b, device=self.indices.device).repeat_interleave(n).unsqueeze(0)
         indices = torch.cat([which, self.indices.flatten(0, 1).t()])
-        return torch.sparse_coo_tensor(indices, self.values.flatten(), (b, *self.shape))
+        return torch.sparse_coo_tensor(indices, self.values.flatten(), (b, *self.shape), check_invariants=False)
 
     def to_csr(self) -> Tensor:
         """A torch CSR matrix (outputs × inputs, flattened); every position once."""
         whole = self.coalesce()
         pattern = whole.pattern
-        return torch.sparse_csr_tensor(pattern.crow, pattern.col, whole.values[pattern.order], self.matrix_shape)
+        values = whole.values[pattern.order]
+        return torch.sparse_csr_tensor(pattern.crow, pattern.col, values, self.matrix_shape, check_invariants=False)
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:
         """A scipy CSR matrix (outputs × inputs, flattened) without gradients."""

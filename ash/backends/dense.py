@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ash.backends.base import Backend
@@ -14,7 +15,9 @@ class Dense(Backend):
     name = "dense"
 
     def matmul(self, weight: SparseWeight, x: Tensor) -> Tensor:
-        return weight.to_dense().reshape(weight.matrix_shape) @ x
+        wide = torch.promote_types(weight.values.dtype, x.dtype)
+        y: Tensor = weight.to_dense().reshape(weight.matrix_shape).to(wide) @ x.to(wide)
+        return y.to(x.dtype)
 
 
 BACKEND = Dense()

@@ -33,6 +33,10 @@ def _runs_natively(x: Tensor) -> bool:
     return (native or x.is_cuda) and x.dtype in (torch.float32, torch.float64)
 
 
+def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
+
+
 def _row_of(crow: Tensor, count: int) -> Tensor:
     rows = torch.arange(len(crow) - 1, device=crow.device)
     return rows.repeat_interleave(crow.diff().long(), output_size=count)
@@ -53,7 +57,7 @@ def csr_matmul(
     if not len(values) or not x.numel():
         return x.new_zeros(rows, x.shape[1])
     if _runs_natively(x):
-        return torch.sparse_csr_tensor(crow, col, values, (rows, x.shape[0])) @ x
+        return _csr(crow, col, values, (rows, x.shape[0])) @ x
     return _gather_matmul(values, crow, col, x)
 
 
@@ -78,7 +82,7 @@ def csr_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     if not len(col) or not x.numel():
         return x.new_zeros(len(col))
     if _runs_natively(x):
-        blank = torch.sparse_csr_tensor(crow, col, x.new_zeros(len(col)), (g.shape[0], x.shape[0]))
+        blank = _csr(crow, col, x.new_zeros(len(col)), (g.shape[0], x.shape[0]))
         return torch.sparse.sampled_addmm(blank, g.contiguous(), x.contiguous().t(), beta=0.0).values()
     return _gather_sddmm(g, x, crow, col)
 

@@ -6,9 +6,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from ash.checks import require, shape
@@ -41,6 +42,9 @@ class Wiring(nn.Module, ABC):
     Raises `UserError` for sizes below 1, a tensor whose flattened positions exceed int64, and an
     admissible set that leaves no entry or is made for another shape.
     """
+
+    inference_tensors: ClassVar[tuple[str, ...]] = ("values",)
+    """Names of the parameters and buffers that the inference form needs as well; training holds the others."""
 
     def __init__(
         self, out_shape: int | Sequence[int], in_shape: int | Sequence[int], admissible: Admissible | None = None
@@ -75,6 +79,14 @@ class Wiring(nn.Module, ABC):
     def stored_entries(self) -> int:
         """Required. Entries of the inference form: what `ash.count` counts."""
 
+    def rounded(self) -> SparseWeight | None:
+        """The weight in evaluation; None, the default, where it depends on the input."""
+        return None
+
+    def frozen_entries(self) -> Bool[Tensor, " n"]:
+        """Which entries of the evaluated weight no gradient can move; default: all, for they have no means."""
+        return torch.ones(self.stored_entries(), dtype=torch.bool)
+
     @property
     def wants_factors(self) -> bool:
         """Whether the host is to hand over the factors of the weight's gradient after each backward pass."""
@@ -102,6 +114,11 @@ class Wiring(nn.Module, ABC):
         total = math.prod(self.shape)
         text = f"{self.out_shape} x {self.in_shape}, entries={entries}, density={entries / total:.3g}"
         return text if self.admissible.everything else f"{text}, admissible={self.admissible!r}"
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was written to; −1 for a tensor made in inference mode, which does not count."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def entries_from(k: int | None, density: float | None, admissible: Admissible) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from ash.checks import choose, positive, require
@@ -15,12 +16,12 @@ from ash.growth import Factors
 from ash.kernels import Kernel, get_kernel
 from ash.means import get_means
 from ash.pattern import CSRPattern, ravel
-from ash.sampling import Sampling, generator_from, new_seed, sample_points
+from ash.sampling import Sampling, corner_points, generator_from, new_seed, sample_points
 from ash.schedules import Schedule, at
 from ash.template import Admissible, Template
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
-from ash.wirings.base import RewireReport, Wiring, entries_from, fan_in_uniform
+from ash.wirings.base import RewireReport, Wiring, entries_from, fan_in_uniform, version
 from ash.wirings.rescue import Rescue
 
 _VALUES = {"learned": True, "ones": False}
@@ -63,6 +64,8 @@ class GaussianWiring(Wiring):
     """
 
     fixed: Tensor
+    _settled_offset: Tensor
+    _settled_log_scale: Tensor
     proposals: Tensor
     proposal_count: Tensor
     step: Tensor
@@ -152,10 +155,12 @@ class GaussianWiring(Wiring):
         self.register_buffer("proposal_count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
-        self._settled = -1
-        self._cache: tuple[tuple[object, ...], Tensor, CSRPattern | None] | None = None
-        self.register_state_dict_pre_hook(lambda module, *_: module.settle())
-        self.register_load_state_dict_post_hook(lambda module, _: module._mark_settled())
+        self.register_buffer("_settled_offset", None, persistent=False)
+        self.register_buffer("_settled_log_scale", None, persistent=False)
+        self._pending: Factors | None = None
+        self._cache: tuple[list[tuple[Tensor, int]], Tensor, CSRPattern | None] | None = None
+        self.register_state_dict_pre_hook(_before_saving)
+        self.register_load_state_dict_post_hook(_after_loading)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None, positions: Tensor | None = None) -> None:
@@ -216,27 +221,32 @@ class GaussianWiring(Wiring):
     def settle(self) -> None:
         """Take up what an optimizer step has changed: anchors follow, scales decay and keep their bounds.
 
-        Runs by itself, once for each change of the parameters, before a forward pass or a `state_dict`. Under
-        `torch.func` transforms, whose parameters are not this module's own, nothing is changed.
+        Runs by itself, once for each change of the means or scales, before a forward pass or a `state_dict`.
+        What counts is their content: fused optimizers write to parameters without raising their version.
+        Under `torch.func` transforms, whose parameters are not this module's own, nothing is changed.
         """
-        if self._versions() == self._settled or not self._owns_parameters():
+        if not self._owns_parameters() or not self._moved():
             return
         self.step += 1
         self.log_scale -= self.scale_decay
         self._clamp_scales()
         self.means.settle(self.log_scale.exp())
+        self._take_proposals()
         self._mark_settled()
 
     def _owns_parameters(self) -> bool:
         own = (self.means.offset, self.log_scale)
-        return all(type(p) is nn.Parameter and p.requires_grad and not torch.is_inference(p) for p in own)
+        return all(type(p) is nn.Parameter and not torch.is_inference(p) for p in own)
 
-    def _versions(self) -> int:
-        offset, log_scale = self.means.offset, self.log_scale
-        return -1 if offset.is_inference() else offset._version + log_scale._version
+    def _moved(self) -> bool:
+        same = torch.equal(self.means.offset, self._settled_offset)
+        return not (same and torch.equal(self.log_scale, self._settled_log_scale))
 
+    @torch.no_grad()
     def _mark_settled(self) -> None:
-        self._settled = self._versions()
+        with torch.inference_mode(False):
+            self._settled_offset = self.means.offset.detach().clone()
+            self._settled_log_scale = self.log_scale.detach().clone()
 
     def _clamp_scales(self) -> None:
         step = int(self.step)
@@ -315,8 +325,9 @@ class GaussianWiring(Wiring):
 
     def rounded(self) -> SparseWeight:
         """The weight in evaluation; its CSR structure is kept until means or scales change."""
-        key = (self.means.offset, self._versions(), self.fixed._version, *self._buffer_versions())
-        if self._cache is None or self._cache[0][0] is not key[0] or self._cache[0][1:] != key[1:]:
+        made_of = (self.means.offset, self.log_scale, self.fixed, *self.means.buffers())
+        key = [(tensor, version(tensor)) for tensor in made_of]
+        if self._cache is None or not _same(self._cache[0], key):
             self._cache = (key, self.rounded_indices(), None)
         _, indices, pattern = self._cache
         weight = SparseWeight(indices, self.values, self.out_shape, self.in_shape, pattern)
@@ -324,8 +335,27 @@ class GaussianWiring(Wiring):
             self._cache = (key, indices, weight.pattern)
         return weight
 
-    def _buffer_versions(self) -> tuple[int, ...]:
-        return tuple(-1 if b.is_inference() else b._version for b in self.means.buffers())
+    @torch.no_grad()
+    def frozen_entries(self) -> Bool[Tensor, " k"]:
+        """Tuples whose mean gets no gradient: the nearest of their corners has share 1, to float precision."""
+        if bool(self.frozen) or not self.sizes:
+            return torch.ones(self.k, dtype=torch.bool, device=self.fixed.device)
+        tuples = dataclasses.replace(self.tuples(), values=torch.ones_like(self.values))
+        points = corner_points(tuples, self.sizes)
+        if not self.admissible.everything:
+            points[..., 0, :] = self._nearest(tuples, self.fixed)[..., list(self.template.learned)]
+        shares = spread(
+            tuples,
+            points,
+            self.template.fill(points, self.fixed),
+            self.shape,
+            kernel=self.kernel,
+            context=Context("tuple"),
+            template=self.template,
+            admissible=self.admissible,
+            generator=torch.Generator(),
+        )
+        return shares[:, 0] == 1
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -343,11 +373,21 @@ class GaussianWiring(Wiring):
 
     @torch.no_grad()
     def observe(self, factors: Factors) -> None:
-        """Keep the entries where the loss asks for weight as proposals for the next batch's guided samples."""
+        """Where the loss asks for weight, the next step's guided samples will look.
+
+        The proposals change together with the parameters and not before: activation checkpointing draws the
+        points of a batch again in the midst of its backward pass.
+        """
+        self._pending = factors
+
+    def _take_proposals(self) -> None:
+        if self._pending is None:
+            return
         by = "largest" if self.learned_values else "negative"
-        indices, _ = factors.top(len(self.proposals), admissible=self.admissible, by=by)
+        indices, _ = self._pending.top(len(self.proposals), admissible=self.admissible, by=by)
         self.proposals[: len(indices)] = indices
         self.proposal_count.fill_(len(indices))
+        self._pending = None
 
     def _own_proposals(self, generator: torch.Generator) -> Tensor:
         return self.proposals[: int(self.proposal_count), list(self.template.learned)]
@@ -355,7 +395,10 @@ class GaussianWiring(Wiring):
     @torch.no_grad()
     def rewire(self, score: Factors, rescue: Rescue | None = None) -> RewireReport:
         """Merge tuples that share an entry, and move idle ones to where the gradient is largest (`Rescue`)."""
-        return (Rescue() if rescue is None else rescue)(self, score)
+        self.settle()
+        report = (Rescue() if rescue is None else rescue)(self, score)
+        self._mark_settled()
+        return report
 
     @torch.no_grad()
     def load_dense(self, weight: Tensor) -> None:
@@ -370,6 +413,19 @@ class GaussianWiring(Wiring):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": None}
+
+
+def _before_saving(wiring: GaussianWiring, *_: object) -> None:
+    wiring.settle()
+
+
+def _after_loading(wiring: GaussianWiring, _: object) -> None:
+    wiring._mark_settled()
+
+
+def _same(one: list[tuple[Tensor, int]], other: list[tuple[Tensor, int]]) -> bool:
+    """Whether both hold the same tensors, not written to since."""
+    return all(a is b and v == w for (a, v), (b, w) in zip(one, other, strict=True))
 
 
 def _expand(tuples: IndexTuples, b: int) -> IndexTuples:

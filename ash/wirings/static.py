@@ -14,7 +14,7 @@ from ash.pattern import CSRPattern, ravel
 from ash.sampling import generator_from, new_seed
 from ash.template import Admissible
 from ash.weight import SparseWeight
-from ash.wirings.base import Wiring, entries_from, fan_in_uniform
+from ash.wirings.base import Wiring, entries_from, fan_in_uniform, version
 
 
 class StaticWiring(Wiring):
@@ -31,6 +31,7 @@ class StaticWiring(Wiring):
     """
 
     indices: Tensor
+    inference_tensors = ("values", "indices")
 
     def __init__(
         self,
@@ -69,15 +70,19 @@ class StaticWiring(Wiring):
         self.values.copy_(fan_in_uniform(rows, math.prod(self.out_shape)))
 
     def forward(self, x: Tensor | None = None) -> SparseWeight:
-        weight = SparseWeight(self.indices, self.values, self.out_shape, self.in_shape, self._known_pattern())
-        self._pattern = (self.indices, self.indices._version, weight.pattern)
+        weight = self.rounded()
+        self._pattern = (self.indices, version(self.indices), weight.pattern)
         return weight
+
+    def rounded(self) -> SparseWeight:
+        """The weight, in training and in evaluation."""
+        return SparseWeight(self.indices, self.values, self.out_shape, self.in_shape, self._known_pattern())
 
     def _known_pattern(self) -> CSRPattern | None:
         """The pattern of the last call, unless the entries were exchanged or written to since."""
         if self._pattern is None or self._pattern[0] is not self.indices:
             return None
-        return self._pattern[2] if self._pattern[1] == self.indices._version else None
+        return self._pattern[2] if self._pattern[1] == version(self.indices) else None
 
     def stored_entries(self) -> int:
         return len(self.indices)

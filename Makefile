@@ -1,0 +1,41 @@
+# Needs make and Python 3.10 or later; everything else is installed into .venv.
+#   make setup   the environment          make demo    two experiments with their pictures
+#   make test    the tests                make lint    style, types, who imports whom
+#   make bench   time and memory, as a table
+# Another interpreter: make setup PYTHON=python3.12
+
+PYTHON = python3
+VENV = .venv
+PY = $(VENV)/bin/python
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup demo test lint bench
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is older than Python 3.10 or missing; give another: make setup PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(INSTALL) -e '.[bench]'
+	@touch $@
+
+demo: setup
+	$(PY) -m experiments identity
+	$(PY) -m experiments mnist
+	@echo; echo 'Pictures:'; ls runs/identity/*.png runs/identity/*.gif runs/mnist/*.png
+
+test: setup
+	$(PY) -m pytest -q
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m mypy ash experiments
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.bench
+	$(PY) -m experiments benchmark

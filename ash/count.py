@@ -1,0 +1,170 @@
+"""`count`: what a model stores and computes, layer by layer: the figures that comparisons at equal size need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedTensorMixin
+
+from ash.checks import require
+from ash.pattern import INT32_MAX
+from ash.wirings.base import Wiring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What is counted, of a layer or of a whole model.
+
+    Attributes:
+        values: stored values: of entries, and of every dense parameter that is not a bias.
+        indices: stored index numbers: one for every entry of a sparse weight, flattened over the input dimensions
+            (CSR's columns; its rows are in the row pointers) or over all.
+        index_bytes: bytes of CSR's columns: 4 each, or 8 where a dimension or the entries exceed int32.
+        row_pointers: numbers of CSR's row pointers; not among the stored numbers.
+        biases: numbers of biases; not among the stored numbers.
+        flops: operations for one instance, 2 for each entry (a multiplication and an addition). Where a layer
+            shares its weight over extra dimensions (pixels), for each of their positions. Known for sparse
+            layers, linear ones and convolutions; 0 for other modules.
+        training_numbers: what training holds besides: means, anchors, scales, fixed columns, proposals, counts;
+            not the optimizer's state.
+        dense_weights: numbers of the dense tensors of the same shapes.
+    """
+
+    values: int = 0
+    indices: int = 0
+    index_bytes: int = 0
+    row_pointers: int = 0
+    biases: int = 0
+    flops: int = 0
+    training_numbers: int = 0
+    dense_weights: int = 0
+
+    @property
+    def stored_numbers(self) -> int:
+        """All values and all index numbers of the inference form, row pointers and biases apart."""
+        return self.values + self.indices
+
+    @property
+    def share(self) -> float:
+        """Stored numbers for each weight of the dense tensors; NaN where there are none."""
+        return self.stored_numbers / self.dense_weights if self.dense_weights else math.nan
+
+
+NAMES = tuple(each.name for each in fields(Figures))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCount(Figures):
+    """The figures of one layer; `name` is its path in the model, "" for the model itself."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(Figures):
+    """The figures of a whole model, and of its layers; `str` of it is a table."""
+
+    layers: tuple[LayerCount, ...]
+
+    def __str__(self) -> str:
+        head = ["layer", "", "stored numbers", "share", "index bytes", "row pointers", "biases", "FLOPs",
+                "training numbers", "dense weights"]  # fmt: skip
+        rows = [[each.name or "(model)", each.kind, *_cells(each)] for each in self.layers]
+        return aligned([head, *rows, ["total", "", *_cells(self)]], text=2)
+
+
+def count(model: nn.Module) -> Count:
+    """Count the stored numbers, index bytes and operations of a model, for each layer and in total.
+
+    A sparse layer counts in its inference form, a value and one flattened index for every entry or rounded tuple,
+    whether the value is learned or fixed, and whether or not two tuples round to the same entry. A module
+    of any other kind counts with its parameters as they are and no index. Parameters and wirings that several
+    layers share are stored once; their operations count in each.
+
+    Raises `UserError` for something that is not a module, and for a lazy module that has seen no input.
+    """
+    require(isinstance(model, nn.Module), f"count({type(model).__name__}); expected a torch.nn.Module.")
+    seen: set[int] = set()
+    layers = [_layer(name, module, seen) for name, module in _layers(model)]
+    layers = [each for each in layers if any(getattr(each, name) for name in NAMES)]
+    return Count(layers=tuple(layers), **_sum(layers))
+
+
+def aligned(rows: Sequence[Sequence[str]], text: int) -> str:
+    """Rows of cells as a table, its first `text` columns left-aligned and the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [f"{c:<{w}}" if i < text else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _cells(figures: Figures) -> list[str]:
+    f = figures
+    numbers = (f.index_bytes, f.row_pointers, f.biases, f.flops, f.training_numbers, f.dense_weights)
+    share = f"{100 * f.share:.3g} %" if f.dense_weights else "–"
+    return [f"{f.stored_numbers:,}", share, *(f"{number:,}" for number in numbers)]
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module but the insides of wirings; a wiring itself only where it is the model."""
+    inside = {id(part) for each in model.modules() if isinstance(each, Wiring) for part in each.modules()}
+    for name, module in model.named_modules():
+        if id(module) not in inside or module is model:
+            yield name, module
+
+
+def _layer(name: str, module: nn.Module, seen: set[int]) -> LayerCount:
+    """A module's own parameters and the wirings right below it; `seen` holds what is stored already."""
+    if isinstance(module, Wiring):
+        return LayerCount(name=name, kind=type(module).__name__, **_wiring(module, seen))
+    wirings = [each for each in module._modules.values() if isinstance(each, Wiring)]
+    parts = [Figures(**_wiring(each, seen)) for each in wirings]
+    kinds = "+".join(type(each).__name__ for each in wirings)
+    kind = f"{type(module).__name__}({kinds})" if kinds else type(module).__name__
+    return LayerCount(name=name, kind=kind, **_sum([Figures(**_own(name, module, seen)), *parts]))
+
+
+def _wiring(wiring: Wiring, seen: set[int]) -> dict[str, int]:
+    entries, rows, cols = wiring.stored_entries(), math.prod(wiring.out_shape), math.prod(wiring.in_shape)
+    if _again(wiring, seen):
+        return {"flops": 2 * entries}
+    held = [*wiring.named_parameters(), *wiring.named_buffers()]
+    return {
+        "values": entries,
+        "indices": entries,
+        "index_bytes": entries * (4 if max(rows, cols, entries) <= INT32_MAX else 8),
+        "row_pointers": rows + 1,
+        "flops": 2 * entries,
+        "training_numbers": sum(t.numel() for name, t in held if name not in wiring.inference_tensors),
+        "dense_weights": rows * cols,
+    }
+
+
+def _own(name: str, module: nn.Module, seen: set[int]) -> dict[str, int]:
+    """Figures of the parameters that a module holds itself."""
+    given = {key: p for key, p in module._parameters.items() if p is not None}
+    lazy = any(isinstance(p, UninitializedTensorMixin) for p in given.values())
+    require(not lazy, f"{name or 'the model'}: {type(module).__name__} has seen no input yet; run one batch first.")
+    fresh = {key: p.numel() for key, p in given.items() if not _again(p, seen)}
+    biases = sum(size for key, size in fresh.items() if "bias" in key)
+    values = sum(fresh.values()) - biases
+    flops = 2 * given["weight"].numel() if isinstance(module, nn.Linear | _ConvNd) and "weight" in given else 0
+    return {"values": values, "biases": biases, "flops": flops, "dense_weights": values}
+
+
+def _again(part: object, seen: set[int]) -> bool:
+    """Whether `part` was here before; from now on it was."""
+    before = id(part) in seen
+    seen.add(id(part))
+    return before
+
+
+def _sum(parts: Sequence[Figures]) -> dict[str, int]:
+    return {name: sum(getattr(each, name) for each in parts) for name in NAMES}

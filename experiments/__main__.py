@@ -1,0 +1,73 @@
+"""`python -m experiments NAME [options]` runs an experiment; without a name it lists them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Experiment(NamedTuple):
+    """An entry of the table: the module that holds the experiment, and a line that says what it does."""
+
+    module: str
+    line: str
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "identity": Experiment(
+        "experiments.identity", "find the entries of an identity, a permutation or a sparse matrix"
+    ),
+    "mnist": Experiment(
+        "experiments.mnist", "classify digits with a sparse hidden layer whose wiring is learned"
+    ),
+    "benchmark": Experiment("experiments.benchmark", "time and memory of single layers, as a table"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments` (those of the process by default); the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(listing())
+        return 0
+    if given[0] not in EXPERIMENTS:
+        print(_unknown(given[0]), file=sys.stderr)
+        return 2
+    try:
+        return _start(given[0], given[1:])
+    except KeyboardInterrupt:
+        print(f"{given[0]}: interrupted", file=sys.stderr)
+        return 130
+
+
+def listing() -> str:
+    """Usage and the table of experiments."""
+    width = max(map(len, EXPERIMENTS))
+    lines = [f"  {name:<{width}}  {experiment.line}" for name, experiment in sorted(EXPERIMENTS.items())]
+    usage = "usage: python -m experiments NAME [options]"
+    return "\n".join([usage, "", *lines, "", "python -m experiments NAME --help lists the options of one."])
+
+
+def _start(name: str, arguments: list[str]) -> int:
+    # Loads torch, which the list of experiments does not need.
+    from experiments.command import start
+
+    try:
+        return start(name, importlib.import_module(EXPERIMENTS[name].module), arguments)
+    except SystemExit as stop:
+        if not isinstance(stop.code, int):
+            raise
+        return stop.code
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown experiment {name!r}; expected one of {', '.join(sorted(EXPERIMENTS))}.{hint}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""One figure of the benchmark, in a process of its own: `python -m experiments.benchmark_cases LAYER …`.
+
+Prints one line of JSON: `low`, `median`, `high` and `runs` of the figure, the `error` relative to the dense oracle
+on a small problem, and what else was seen; or `missing`, the package that the case needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from ash import GaussianWiring, SparseLinear, StaticWiring
+from ash.pattern import CSRPattern
+from experiments.benchmark_oracle import check_gaussian, check_static
+from experiments.measure import peak_above, spread, timed
+
+Step = Callable[[], object]
+WARM = 128
+"""Size of the layer that loads, before anything is measured, what torch loads on first use."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: one training step (output, gradients of parameters and of the input) on size × size.
+
+    Attributes:
+        layer: `gaussian`, with as many tuples as rows, 2 + 2 samples; or `static`.
+        figure: `seconds` of a step, `bytes` at its peak, or the `ratio` of its seconds to those of a rival.
+        size, batch: of the layer and its input.
+        context: of the Gaussians.
+        density: of the static entries.
+        rival: of the static layer: `bare`, the three products alone; `sparselab`'s layer; or `dense`.
+        budget: seconds of measuring, roughly. most: rounds at most.
+    """
+
+    layer: tyro.conf.Positional[Literal["gaussian", "static"]]
+    figure: Literal["seconds", "bytes", "ratio"] = "seconds"
+    size: int = 512
+    batch: int = 64
+    context: Literal["tuple", "all"] = "all"
+    density: float = 0.01
+    rival: Literal["bare", "sparselab", "dense"] = "bare"
+    budget: float = 12.0
+    most: int = 31
+
+    def arguments(self) -> list[str]:
+        """The command line that gives this case."""
+        given = dataclasses.asdict(self)
+        first = given.pop("layer")
+        return [first, *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
+
+
+def main() -> None:
+    """Run the case of the command line."""
+    print(json.dumps(run(tyro.cli(Case, description=__doc__))))
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Check the layer against the oracle, then measure; see the module's docstring for what comes back."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    error = check_static() if case.layer == "static" else check_gaussian(case.context)
+    _prepare(dataclasses.replace(case, size=WARM))()
+    if case.figure == "bytes":
+        return {"error": error, **spread([peak_above(lambda: _prepare(case))])}
+    if case.figure == "seconds":
+        seconds = timed({"layer": _prepare(case)}, case.budget, case.most)
+        return {"error": error, **spread(seconds["layer"])}
+    return _ratio(case, error)
+
+
+def _ratio(case: Case, error: float) -> dict[str, Any]:
+    """Ratios round by round, each of two steps that followed each other."""
+    try:
+        rival = RIVALS[case.rival](case)
+    except ImportError as problem:
+        return {"missing": f"{case.rival} is not installed ({problem})"}
+    seconds = timed({"layer": _prepare(case), "rival": rival}, case.budget, case.most)
+    ratios = [ours / theirs for ours, theirs in zip(seconds["layer"], seconds["rival"], strict=True)]
+    own = {name: spread(figures) for name, figures in seconds.items()}
+    return {"error": error, **spread(ratios), "seconds": own}
+
+
+def _prepare(case: Case) -> Step:
+    """A training step of the layer. Against the bare products it has no bias, which they do not have either."""
+    n = case.size
+    if case.layer == "gaussian":
+        return _step(SparseLinear(n, n, wiring=GaussianWiring(n, n, n, context=case.context)), case)
+    bias = case.figure != "ratio" or case.rival != "bare"
+    return _step(SparseLinear(n, n, bias, wiring=StaticWiring(n, n, density=case.density)), case)
+
+
+def _step(layer: nn.Module, case: Case) -> Step:
+    x, g = torch.randn(case.batch, case.size, requires_grad=True), torch.randn(case.batch, case.size)
+
+    def step() -> None:
+        layer.zero_grad()
+        x.grad = None
+        layer(x).backward(g)
+
+    return step
+
+
+def _bare(case: Case) -> Step:
+    """The three products that a sparse layer cannot do without; transposes and layouts are made before."""
+    n = case.size
+    wiring = StaticWiring(n, n, density=case.density)
+    pattern = CSRPattern(*wiring.indices.t(), (n, n))
+    crow, col, order = pattern.transposed
+    values = wiring.values.detach()[pattern.order]
+    weight = _csr(pattern.crow, pattern.col, values, n)
+    transposed, blank = _csr(crow, col, values[order], n), _csr(pattern.crow, pattern.col, 0 * values, n)
+    x, g = torch.randn(n, case.batch), torch.randn(n, case.batch)
+
+    def step() -> None:
+        weight @ x
+        transposed @ g
+        torch.sparse.sampled_addmm(blank, g, x.t(), beta=0.0)
+
+    return step
+
+
+def _csr(crow: Tensor, col: Tensor, values: Tensor, n: int) -> Tensor:
+    return torch.sparse_csr_tensor(crow, col, values, (n, n))
+
+
+def _sparselab(case: Case) -> Step:
+    package = importlib.import_module("sparselab")
+    return _step(package.SparseLinear(case.size, case.size, bias=True, sparsity=1 - case.density), case)
+
+
+def _dense(case: Case) -> Step:
+    return _step(nn.Linear(case.size, case.size), case)
+
+
+RIVALS: dict[str, Callable[[Case], Step]] = {"bare": _bare, "sparselab": _sparselab, "dense": _dense}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

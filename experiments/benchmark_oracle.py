@@ -1,0 +1,64 @@
+"""The layers of the benchmark against their dense meaning, on a problem small enough to hold it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ash import GaussianWiring, IndexTuples, SparseLinear, StaticWiring
+
+SIZE, BATCH = 72, 16
+TOLERANCE = 1e-3
+
+
+def check_gaussian(context: str) -> float:
+    """Largest relative error of output and gradients of a free layer in training; fails above `TOLERANCE`."""
+    wiring = GaussianWiring(SIZE, SIZE, SIZE, context=context)
+    with torch.no_grad():
+        wiring.means.offset.normal_(std=0.3)
+        wiring.log_scale.uniform_(-1, 3)
+    layer = SparseLinear(SIZE, SIZE, wiring=wiring)
+    x, seed = torch.randn(BATCH, SIZE, requires_grad=True), torch.get_rng_state()
+    y = layer(x)
+    torch.set_rng_state(seed)
+    drawn = wiring()
+    points = drawn.indices.reshape(wiring.k, -1, wiring.rank)
+    dense = _spread(wiring.tuples(), points, together=context == "all")
+    return _compare(layer, x, y, linear(x, dense, layer.bias))
+
+
+def check_static() -> float:
+    """Largest relative error of output and gradients of a static layer; fails above `TOLERANCE`."""
+    wiring = StaticWiring(SIZE, SIZE, density=0.05)
+    layer = SparseLinear(SIZE, SIZE, wiring=wiring)
+    x = torch.randn(BATCH, SIZE, requires_grad=True)
+    dense = torch.zeros(SIZE, SIZE).index_put(tuple(wiring.indices.unbind(-1)), wiring.values)
+    return _compare(layer, x, layer(x), linear(x, dense, layer.bias))
+
+
+def _spread(tuples: IndexTuples, points: Tensor, together: bool) -> Tensor:
+    """The dense weight by equation 2 of arXiv 1810.09184 with Student's t, one context after the other.
+
+    `points` (k, m, 2); `together` puts all tuples into one context.
+    """
+    k = tuples.k
+    dense = torch.zeros(SIZE, SIZE)
+    for members in [range(k)] if together else [[i] for i in range(k)]:
+        which = torch.tensor(list(members))
+        places = torch.unique(points[which].flatten(0, 1), dim=0)
+        means = tuples.anchors[which] + tuples.residuals[which]
+        distance = (places - means[:, None]).square().sum(-1) / tuples.scales[which].square()
+        shares = torch.softmax(-1.5 * torch.log1p(distance), dim=-1)
+        dense = dense.index_put(tuple(places.unbind(-1)), tuples.values[which] @ shares, accumulate=True)
+    return dense
+
+
+def _compare(layer: SparseLinear, x: Tensor, y: Tensor, expected: Tensor) -> float:
+    inputs = [x, *layer.parameters()]
+    g = torch.randn_like(y)
+    pairs = [(y, expected), *zip(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g))]  # noqa: B905
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    if not error <= TOLERANCE:
+        raise AssertionError(f"{layer} is off by {error:.2g}, relative to the dense oracle's largest number")
+    return error

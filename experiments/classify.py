@@ -1,0 +1,167 @@
+"""Training a classifier on images held in memory, epoch by epoch, and judging it.
+
+One cosine takes every learning rate from its start to 0 over the run. Gaussian wirings are frozen (their
+means rounded for good) at a share of the run; from there on only values learn. Every epoch ends with the
+accuracies and a checkpoint. The test set is looked at and never used: the validation set chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ash import GaussianWiring
+from experiments.data import Images
+from experiments.runs import Run, restore, training_state
+
+EVALUATION_BATCH = 2000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: `freeze` is the share of the run after which means are frozen (1: never)."""
+
+    epochs: int
+    batch: int
+    freeze: float
+
+
+def gaussian_wirings(model: nn.Module) -> list[GaussianWiring]:
+    """The Gaussian wirings of a model."""
+    return [module for module in model.modules() if isinstance(module, GaussianWiring)]
+
+
+@contextlib.contextmanager
+def sampled(model: nn.Module) -> Iterator[None]:
+    """Inside, the model draws its points as in training, also where means are frozen."""
+    wirings, training = gaussian_wirings(model), model.training
+    frozen = [bool(wiring.frozen) for wiring in wirings]
+    for wiring in wirings:
+        wiring.frozen.fill_(False)
+    model.train()
+    try:
+        yield
+    finally:
+        for wiring, before in zip(wirings, frozen, strict=True):
+            wiring.frozen.fill_(before)
+        model.train(training)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of the images x `(n, …)` whose label y `(n,)` the model gives, in the mode that it is in."""
+    parts = zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True)
+    return sum(int((model(images).argmax(1) == labels).sum()) for images, labels in parts) / len(y)
+
+
+def judge(model: nn.Module, images: Images, draws: bool) -> dict[str, float]:
+    """Accuracies in evaluation; with `draws` also those of the network with its points drawn."""
+    parts = {
+        "validation_accuracy": (images.validation_x, images.validation_y),
+        "test_accuracy": (images.test_x, images.test_y),
+    }
+    model.eval()
+    figures = {name: accuracy(model, *part) for name, part in parts.items()}
+    if draws:
+        with sampled(model):
+            figures |= {f"{name}_sampled": accuracy(model, *part) for name, part in parts.items()}
+    model.train()
+    return figures
+
+
+class Training:
+    """Trains `model` on the training part of `images` by `plan`, from the checkpoint of `run` if it has one.
+
+    Attributes:
+        history: the figures of every epoch: `epoch`, `step`, `loss`, `train_accuracy` (over the epoch, in
+            training mode), those of `judge`.
+        seen: what `look` gave before training and after every epoch.
+
+    `look` takes the model and returns a tensor. `draws`: whether the network is sampled in training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        images: Images,
+        plan: Plan,
+        run: Run,
+        look: Callable[[nn.Module], Tensor],
+        draws: bool = False,
+    ) -> None:
+        self.model, self.optimizer, self.images = model, optimizer, images
+        self.plan, self.run, self.look, self.draws = plan, run, look, draws
+        self.steps_per_epoch = math.ceil(len(images.train_y) / plan.batch)
+        self.total = plan.epochs * self.steps_per_epoch
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.history: list[dict[str, float]] = []
+        self.seen = [look(model)]
+        self.step = 0
+
+    def __call__(self) -> None:
+        """Train to the end of the plan."""
+        saved = self.run.load()
+        if saved is not None:
+            self._go_on(*saved)
+        bar = self.run.progress(self.total, "training", start=self.step)
+        for epoch in range(len(self.history) + 1, self.plan.epochs + 1):
+            figures = self._epoch(bar)
+            figures |= judge(self.model, self.images, self.draws)
+            self.history.append({"epoch": epoch, "step": self.step, **figures})
+            self.seen.append(self.look(self.model))
+            self.run.log(self.step, epoch=epoch, **figures)
+            self.run.time(self.step, epoch=epoch)
+            self.run.save(self.step, self._state())
+
+    def _epoch(self, bar: Any) -> dict[str, float]:
+        images, device = self.images, self.images.train_x.device
+        loss_sum = torch.zeros((), device=device)
+        right = torch.zeros((), dtype=torch.int64, device=device)
+        order = torch.randperm(len(images.train_y), device=device)
+        for batch in order.split(self.plan.batch):
+            y = images.train_y[batch]
+            loss, output = self._step(images.train_x[batch], y)
+            loss_sum += loss * len(batch)
+            right += (output.argmax(1) == y).sum()
+            bar.update(1)
+        return {"loss": float(loss_sum) / len(order), "train_accuracy": int(right) / len(order)}
+
+    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step; the loss and the output before it, both detached."""
+        self._freeze_when_due()
+        factor = 0.5 * (1 + math.cos(math.pi * self.step / self.total))
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        output = self.model(x)
+        loss = cross_entropy(output, y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach(), output.detach()
+
+    def _freeze_when_due(self) -> None:
+        if self.step >= self.plan.freeze * self.total:
+            for wiring in gaussian_wirings(self.model):
+                if wiring.log_scale.requires_grad:
+                    wiring.freeze()
+
+    def _state(self) -> dict[str, Any]:
+        return training_state(self.model, self.optimizer) | {"history": self.history, "seen": self.seen}
+
+    def _go_on(self, step: int, state: dict[str, Any]) -> None:
+        restore(state, self.model, self.optimizer)
+        self.step, self.history, self.seen = step, state["history"], state["seen"]
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The figures of the epoch with the best validation accuracy, the first of equal ones."""
+        return max(self.history, key=lambda figures: figures["validation_accuracy"])

@@ -1,0 +1,58 @@
+"""Starting one experiment from the command line: options, run folder, exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+import tyro
+
+from ash.checks import UserError, choose, require
+from experiments.runs import Run
+
+
+def start(name: str, module: ModuleType, arguments: Sequence[str]) -> int:
+    """Run the experiment `name` of `module`; the exit status, 0 or 2 for an error of use or data.
+
+    `module` has a dataclass `Options(RunOptions)`, a function `run(options, run)` that returns its keys
+    of the summary, and maybe `PRESETS`, functions from options to options. A wrong option makes tyro
+    raise `SystemExit(2)`; any error but `UserError` is a defect and keeps its traceback.
+    """
+    try:
+        options = parse(name, module, arguments)
+        with Run(name, options) as run:
+            torch.manual_seed(run.options.seed)
+            run.finish(module.run(run.options, run))
+    except UserError as problem:
+        print(f"{name}: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(name: str, module: ModuleType, arguments: Sequence[str]) -> Any:
+    """`arguments` as the module's `Options`; a preset replaces the defaults, not what is given beside it."""
+    presets = getattr(module, "PRESETS", {})
+    read = functools.partial(
+        tyro.cli,
+        module.Options,
+        prog=f"python -m experiments {name}",
+        description=_description(module, presets),
+        args=list(arguments),
+    )
+    options = read()
+    if options.preset is None:
+        return options
+    require(bool(presets), f"--preset {options.preset}: {name} has no presets; leave it out.")
+    preset = choose("preset", options.preset, presets)(module.Options())
+    return read(default=dataclasses.replace(preset, preset=options.preset))
+
+
+def _description(module: ModuleType, presets: dict[str, Any]) -> str:
+    text = inspect.cleandoc(module.__doc__ or "")
+    return f"{text}\n\nPresets: {', '.join(presets)}" if presets else text

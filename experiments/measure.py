@@ -1,0 +1,65 @@
+"""Seconds and bytes of a step: what the benchmark reports, and how it is taken."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from experiments.machine import peak_memory_bytes
+
+LEAST = 3
+"""Rounds that are timed even where one of them spends the whole budget."""
+
+
+def timed(steps: Mapping[str, Callable[[], object]], budget: float, most: int) -> dict[str, list[float]]:
+    """Seconds of each step, round by round: A, B, A, B, …, so that what disturbs the machine disturbs all.
+
+    Every step runs once before. Rounds go on until there are `most` or until they have taken `budget` seconds
+    together, but there are at least `LEAST`.
+    """
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    end = time.perf_counter() + budget
+    for i in range(most):
+        if i >= LEAST and time.perf_counter() > end:
+            break
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds
+
+
+def spread(figures: Sequence[float]) -> dict[str, float]:
+    """Smallest, median and largest of some figures, and how many there are."""
+    low, median, high = min(figures), statistics.median(figures), max(figures)
+    return {"low": low, "median": median, "high": high, "runs": len(figures)}
+
+
+def peak_above(prepare: Callable[[], Callable[[], object]], steps: int = 2) -> int:
+    """Bytes that a step takes at its peak above the process's base.
+
+    The base is the resident set at the time of the call. `prepare` makes layer and input, which count, and
+    returns the step; a second step sees the memory that the first left to the allocator. Linux forgets the
+    former peak on request; elsewhere the base is at least that of the process so far.
+    """
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    base = resident_bytes()
+    step = prepare()
+    for _ in range(steps):
+        step()
+    return peak_memory_bytes() - base
+
+
+def resident_bytes() -> int:
+    """Resident set of this process in bytes; where the system does not tell it, the largest so far."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return peak_memory_bytes()

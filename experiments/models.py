@@ -1,0 +1,123 @@
+"""What more than one experiment builds: two-layer classifiers of images, how large, and wired where."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from ash import SparseLayer, Wiring
+from ash.checks import require
+
+
+class Budget(NamedTuple):
+    """How many numbers a two-layer classifier may store, and how they are spent.
+
+    Attributes:
+        counts: `(hidden,)`, entries (tuples) of every hidden unit.
+        outgoing: entries from every hidden unit to the classes; 0 where that layer is dense.
+        classes: number of classes.
+        dense_weights: weights of the dense net that the density refers to.
+    """
+
+    counts: Int64[Tensor, " hidden"]
+    outgoing: int
+    classes: int
+    dense_weights: int
+
+    @property
+    def hidden(self) -> int:
+        """Number of hidden units."""
+        return len(self.counts)
+
+    @property
+    def rows(self) -> Int64[Tensor, " k"]:
+        """The hidden unit of every entry of the first layer."""
+        return torch.arange(self.hidden).repeat_interleave(self.counts)
+
+    @property
+    def stored_numbers(self) -> int:
+        """A value and an index for every entry, one number for every weight of a dense second layer."""
+        second = 2 * self.outgoing if self.outgoing else self.classes
+        return 2 * int(self.counts.sum()) + self.hidden * second
+
+
+def allot(density: float, inputs: int, classes: int, each: int, outgoing: int = 0, width: int = 300) -> Budget:
+    """Spend at most `density` of the weights of the dense net inputs-width-classes, biases apart.
+
+    As many hidden units, up to `width`, as can have `each` entries; what is left goes to further entries,
+    dealt out evenly. Raises `UserError` for a density that is not above 0 and at most 1, or that not even
+    one hidden unit fits in.
+    """
+    dense = width * (inputs + classes)
+    require(0 < density <= 1, f"--density {density}; expected a share above 0 and at most 1.")
+    require(1 <= each <= inputs, f"--tuples {each}; expected 1 to {inputs}, the number of inputs.")
+    require(0 <= outgoing <= classes, f"--outgoing {outgoing}; expected 0 (dense) to {classes}, the classes.")
+    second = 2 * outgoing if outgoing else classes
+    numbers, unit = int(density * dense), 2 * each + second
+    require(
+        numbers >= unit,
+        f"--density {density} is {numbers} of {dense} numbers; expected at least {unit}, for one hidden unit "
+        f"with {each} tuples; raise the density or give fewer --tuples.",
+    )
+    hidden = min(width, numbers // unit)
+    k = min((numbers - hidden * second) // 2, hidden * inputs)
+    counts = torch.full((hidden,), k // hidden)
+    counts[: k % hidden] += 1
+    return Budget(counts, outgoing, classes, dense)
+
+
+def around_centre(k: int, shape: tuple[int, int], spread: float) -> Float[Tensor, "k 2"]:
+    """k positions (row, column), normal around an image's centre with deviation `spread` × size, clipped."""
+    top = torch.tensor(shape) - 1.0
+    drawn = top / 2 + spread * torch.tensor(shape) * torch.randn(k, 2)
+    return torch.minimum(drawn.clamp(min=0), top)
+
+
+def centre_weights(shape: tuple[int, int], spread: float) -> Float[Tensor, " inputs"]:
+    """The density of `around_centre` at every pixel, up to a factor."""
+    axes = [(torch.arange(float(size)) - (size - 1) / 2) / (spread * size) for size in shape]
+    squares = axes[0].square()[:, None] + axes[1].square()
+    return squares.div(-2).exp().flatten()
+
+
+def distinct(counts: Int64[Tensor, " rows"], weights: Float[Tensor, " inputs"]) -> Int64[Tensor, " k"]:
+    """For every row as many different inputs as `counts` says, drawn in proportion to `weights`."""
+    most = int(counts.max())
+    drawn = torch.multinomial(weights.expand(len(counts), -1), most, replacement=False)
+    taken: Bool[Tensor, "rows most"] = torch.arange(most) < counts[:, None]
+    return drawn[taken]
+
+
+def sparse_classifier(first: Wiring, classes: int, second: Wiring | None = None) -> nn.Sequential:
+    """first wiring → ReLU → classes; the second layer is dense unless it has a wiring.
+
+    Takes images `(b, *image)`; they are flattened where the first wiring has one input dimension.
+    """
+    hidden = math.prod(first.out_shape)
+    head = nn.Linear(hidden, classes) if second is None else SparseLayer(hidden, classes, wiring=second)
+    layers = [SparseLayer(first.in_shape, hidden, wiring=first), nn.ReLU(), head]
+    return nn.Sequential(nn.Flatten(), *layers) if len(first.in_shape) == 1 else nn.Sequential(*layers)
+
+
+def dense_classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
+    """inputs → hidden → ReLU → classes, all dense."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+
+def conv_classifier(shape: tuple[int, int], hidden: int, classes: int) -> nn.Sequential:
+    """One convolution → ReLU → classes, with about `hidden` numbers after the convolution.
+
+    Its output is g × g positions (g = 5, or 3 for images below 20 pixels) of hidden // g² channels, at least one:
+    at 28 × 28 and 300 hidden units 12 channels of 5 × 5, by a kernel of 8 × 8 with stride 5.
+    """
+    g = min(5 if min(shape) >= 20 else 3, *shape)
+    stride = (shape[0] // g, shape[1] // g)
+    kernel = (shape[0] - (g - 1) * stride[0], shape[1] - (g - 1) * stride[1])
+    channels = max(1, hidden // g**2)
+    convolution = nn.Conv2d(1, channels, kernel, stride)
+    flat = [nn.ReLU(), nn.Flatten(), nn.Linear(channels * g**2, classes)]
+    return nn.Sequential(nn.Unflatten(1, (1, shape[0])), convolution, *flat)

@@ -1,0 +1,75 @@
+"""The options that every experiment has, and which of them a resumed run must share."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+
+from ash.checks import require
+from experiments.files import plain
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Options that every experiment has; an experiment's `Options` derives from it and gives every
+    option a default."""
+
+    out: Path | None = None
+    """Folder of the run; runs/NAME if not given."""
+    seed: int = 0
+    """Seed of every draw."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes the GPU if there is one."""
+    resume: bool = False
+    """Go on from the checkpoint in the folder."""
+    quick: bool = False
+    """A few steps only, to see that it runs."""
+    preset: str | None = None
+    """Settings by name; options given beside it take precedence."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {"out", "resume", "device", "preset", "steps", "epochs", "data_dir", "download"}
+    )
+    """Options that may differ from the checkpoint's when a run is resumed."""
+
+
+Chosen = TypeVar("Chosen", bound=RunOptions)
+
+
+def resolve(name: str, options: Chosen) -> Chosen:
+    """`options` of experiment `name` with the folder and the device decided."""
+    require(0 <= options.seed < 2**63, f"--seed {options.seed}; expected a number from 0 to 2**63 - 1.")
+    require(
+        options.device != "cuda" or torch.cuda.is_available(),
+        "--device cuda, but torch finds no GPU; expected one; use --device cpu or auto.",
+    )
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return dataclasses.replace(options, out=options.out or Path("runs") / name, device=device)
+
+
+def fixed(options: RunOptions) -> dict[str, Any]:
+    """The options that a resumed run must share."""
+    return plain({k: v for k, v in dataclasses.asdict(options).items() if k not in options.may_change})
+
+
+def check_same_run(meta: dict[str, Any], name: str, options: RunOptions) -> None:
+    """Raise `UserError` unless the checkpoint described by `meta` is of a run with these options."""
+    require(
+        meta["experiment"] == name,
+        f"the checkpoint is of the experiment {meta['experiment']!r}; expected {name!r}; "
+        "choose another folder with --out.",
+    )
+    now, then = fixed(options), meta["options"]
+    differing = [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]
+    flags = [f"--{key.replace('_', '-')} {then.get(key)} (now {now.get(key)})" for key in differing]
+    require(
+        not differing,
+        f"the checkpoint was made with {', '.join(flags)}; expected the same options; "
+        "give those, or start anew without --resume.",
+    )

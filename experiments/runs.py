@@ -1,0 +1,199 @@
+"""The run folder of an experiment: its options, its figures, its checkpoint and its summary.
+
+| file | content |
+|---|---|
+| `config.json` | every option as resolved, the experiment, the version, the git commit if any |
+| `metrics.jsonl` | one object per logged step; nothing in it depends on the clock |
+| `timing.jsonl` | what does: one object per timed step |
+| `pictures.json` | the pictures that the run has made, so that a later run can remove these and no others |
+| `checkpoint/` | the last checkpoint |
+| `summary.json` | the final figures; written last, so that a folder with it is a finished run |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ash.checks import UserError, require
+from experiments import checkpoint, files, folder, machine
+from experiments.folder import CHECKPOINT, CONFIG, METRICS, PICTURES, SUMMARY, TIMING
+from experiments.options import RunOptions, check_same_run, fixed, resolve
+from experiments.state import restore, training_state
+
+__all__ = ["Run", "RunOptions", "restore", "table", "training_state"]
+
+
+class Run:
+    """One run of the experiment `name` in its folder; a context manager.
+
+    Opening it checks everything that can be checked (a folder that cannot be written, a checkpoint that
+    does not fit: `UserError`) before it touches anything. A new run then removes the files that an
+    earlier run left; other files in the folder stay. Leaving the context by an exception leaves no
+    `summary.json`. `options` are the resolved ones, `device` is a `torch.device`.
+    """
+
+    def __init__(self, name: str, options: RunOptions) -> None:
+        self.name = name
+        self.options = resolve(name, options)
+        self.device = torch.device(self.options.device)
+        self.folder = self.options.out or Path("runs") / name
+        self.step = 0
+        self._begun, self._seconds, self._peak = time.perf_counter(), 0.0, 0
+        self._pictures: list[str] = []
+        self._bars: list[Any] = []
+        self._saved = self._read_checkpoint() if self.options.resume else None
+        try:
+            self._open()
+        except OSError as problem:
+            raise UserError(
+                f"--out {self.folder}: {problem.strerror or problem}; "
+                "expected a folder that can be written; choose another with --out."
+            ) from None
+
+    def _open(self) -> None:
+        folder.check(self.folder)
+        (self.folder / SUMMARY).unlink(missing_ok=True)
+        if self._saved is None:
+            folder.clear(self.folder)
+        else:
+            self._go_on(self._saved.meta)
+        files.write_json(self.folder / CONFIG, self._config())
+        self._metrics = (self.folder / METRICS).open("a", encoding="utf-8", buffering=1)
+        self._timing = (self.folder / TIMING).open("a", encoding="utf-8", buffering=1)
+
+    def _config(self) -> dict[str, Any]:
+        about = {"experiment": self.name, "version": machine.version(), "commit": machine.commit()}
+        return about | dataclasses.asdict(self.options)
+
+    def _read_checkpoint(self) -> checkpoint.Checkpoint:
+        saved = checkpoint.read(self.folder / CHECKPOINT)
+        check_same_run(saved.meta, self.name, self.options)
+        for name in (METRICS, TIMING):
+            path = self.folder / name
+            size, least = path.stat().st_size if path.is_file() else 0, saved.meta["bytes"][name]
+            require(
+                size >= least,
+                f"{path} has {size} bytes; expected at least the {least} of its checkpoint; "
+                "start anew without --resume.",
+            )
+        return saved
+
+    def _go_on(self, meta: dict[str, Any]) -> None:
+        """Take up the counts of the checkpoint and cut off what was logged after it."""
+        self.step, self._seconds, self._peak = meta["step"], meta["seconds"], meta["peak_memory_bytes"]
+        self._pictures = folder.pictures(self.folder)
+        for name in (METRICS, TIMING):
+            os.truncate(self.folder / name, meta["bytes"][name])
+
+    def log(self, step: int, **figures: object) -> None:
+        """Add a line to `metrics.jsonl`: `step` and the figures, NaN as null; the bar shows them too."""
+        self.step = max(self.step, step)
+        line = {"step": step, **figures}
+        self._metrics.write(files.dumps(line) + "\n")
+        if self._bars:
+            shown = {k: f"{float(v):.4g}" for k, v in files.plain(figures).items() if _is_number(v)}
+            self._bars[-1].set_postfix(shown, refresh=False)
+
+    def time(self, step: int, **figures: object) -> None:
+        """Add a line to `timing.jsonl`: `step`, the seconds so far, and figures that depend on the clock."""
+        line = {"step": step, "seconds": self.seconds, **figures}
+        self._timing.write(files.dumps(line) + "\n")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began; of a resumed run those up to its checkpoint and those since."""
+        return self._seconds + time.perf_counter() - self._begun
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Largest resident set of the process, and of the one that this run goes on from."""
+        return max(self._peak, machine.peak_memory_bytes())
+
+    def progress(self, total: int, desc: str, start: int = 0) -> Any:
+        """A tqdm bar on stderr; `update(n)` moves it. Not on a terminal it writes every two seconds."""
+        interval = 0.1 if sys.stderr.isatty() else 2.0
+        bar = tqdm(total=total, desc=desc, initial=start, mininterval=interval, miniters=1, file=sys.stderr)
+        self._bars = [old for old in self._bars if not old.disable] + [bar]
+        return bar
+
+    def path(self, name: str) -> Path:
+        """Where to write the picture `name` (which may lie in a subfolder); a later run removes it."""
+        path = self.folder / name
+        inside = folder.inside(self.folder, name)
+        require(inside, f"picture {name!r}; expected a relative name inside the run folder.")
+        if name not in self._pictures:
+            self._pictures.append(name)
+            files.write_json(self.folder / PICTURES, self._pictures)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def save(self, step: int, state: Any) -> None:
+        """Make `state` after `step` the checkpoint; log what belongs to `step` before. See
+        `checkpoint.write` for what a state may hold, `training_state` for that of a training."""
+        self.step = max(self.step, step)
+        for log in (self._metrics, self._timing):
+            log.flush()
+            os.fsync(log.fileno())
+        sizes = {name: (self.folder / name).stat().st_size for name in (METRICS, TIMING)}
+        meta = {"experiment": self.name, "options": fixed(self.options), "step": step, "bytes": sizes}
+        meta |= {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
+        checkpoint.write(self.folder / CHECKPOINT, meta, state)
+
+    def load(self) -> tuple[int, Any] | None:
+        """(step, state) of the checkpoint to go on from; None if the run starts from the beginning."""
+        saved, self._saved = self._saved, None
+        return None if saved is None else (saved.meta["step"], saved.state)
+
+    def finish(self, summary: dict[str, object]) -> dict[str, object]:
+        """Write `summary.json`, the standard keys before those given, and print it; returns all of it.
+
+        `steps` is the last step logged or saved, unless the summary says otherwise.
+        """
+        steps = summary.get("steps", self.step)
+        standard = {"experiment": self.name, "seed": self.options.seed, "steps": steps}
+        standard |= {"seconds": round(self.seconds, 3), "peak_memory_bytes": self.peak_memory_bytes}
+        whole = files.plain(standard | {k: v for k, v in summary.items() if k not in standard})
+        self.close()
+        files.write_json(self.folder / SUMMARY, whole)
+        print(table(whole))
+        return whole
+
+    def close(self) -> None:
+        """Close bars and files; what was logged stays."""
+        for closing in (*self._bars, self._metrics, self._timing):
+            closing.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if kind is not None:
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """`summary` as two aligned columns."""
+    width = max(map(len, summary))
+    return "\n".join(f"{key:<{width}}  {_cell(value)}" for key, value in summary.items())
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else files.dumps(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,41 @@
+"""What holds for every test: shapes are checked at run time, one thread, seeded generators."""
+
+import os
+
+import hypothesis
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Before anything imports ash: from here on beartype checks every annotated shape and type in it.
+# An int passes where a float is asked for, as for a type checker.
+install_import_hook("ash", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+torch.set_num_threads(1)
+
+
+class TorchRandom:
+    """Lets hypothesis seed torch before each example, so that a failing example fails again."""
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+TORCH_RANDOM = TorchRandom()  # hypothesis holds it by a weak reference
+hypothesis.register_random(TORCH_RANDOM)
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seeds torch before every test and gives the seed to those that ask for it."""
+    torch.manual_seed(0)
+    return 0

@@ -1,0 +1,83 @@
+"""Flattened positions and CSR structures, against numpy and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ash import UserError, pattern
+from ash.pattern import CSRPattern, check_ravel, ravel, unravel
+
+SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=5).map(tuple)
+
+
+@given(SHAPES, st.data())
+def test_ravel_is_numpys(shape: tuple[int, ...], data: st.DataObject) -> None:
+    n = data.draw(st.integers(0, 20))
+    points = torch.stack([torch.randint(0, s, (n,)) for s in shape], -1)
+    expected = np.ravel_multi_index(tuple(points.numpy().T), shape)
+    assert ravel(points, shape).tolist() == expected.tolist()
+    assert torch.equal(unravel(ravel(points, shape), shape), points)
+
+
+@pytest.mark.parametrize("shape", [(2**31, 2**32 - 1), (2**62, 1, 1), (3, 5, 2**59), (10**6, 10**6, 10**6)])
+def test_ravel_is_exact_up_to_the_end_of_int64(shape: tuple[int, ...]) -> None:
+    check_ravel(shape)
+    corners = torch.tensor([[0] * len(shape), [s - 1 for s in shape]])
+    ids = ravel(corners, shape)
+    assert ids.tolist() == [0, math.prod(shape) - 1]
+    assert torch.equal(unravel(ids, shape), corners)
+
+
+def test_ravel_of_any_leading_shape() -> None:
+    points = torch.randint(0, 3, (4, 5, 2))
+    assert ravel(points, (3, 3)).shape == (4, 5)
+    assert unravel(ravel(points, (3, 3)), (3, 3)).shape == (4, 5, 2)
+    assert unravel(torch.zeros(4, dtype=torch.int64), ()).shape == (4, 0)
+
+
+def test_too_many_positions_are_refused() -> None:
+    check_ravel((2**63 - 1,))
+    with pytest.raises(UserError, match="expected at most 2\\^63 - 1"):
+        check_ravel((2**32, 2**31))
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 40))
+def test_the_structure_is_scipys(rows: int, cols: int, n: int) -> None:
+    row, col = torch.randint(0, rows, (n,)), torch.randint(0, cols, (n,))
+    values = torch.randn(n, dtype=torch.float64)
+    found = CSRPattern(row, col, (rows, cols))
+    matrix = scipy.sparse.csr_matrix((values[found.order], found.col, found.crow), shape=(rows, cols))
+    expected = scipy.sparse.coo_matrix((values, (row, col)), shape=(rows, cols)).toarray()
+    np.testing.assert_allclose(matrix.toarray(), expected)
+    assert torch.equal(found.row.long(), row[found.order])
+    assert found.nnz == n
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 40))
+def test_the_transpose_is_the_transpose(rows: int, cols: int, n: int) -> None:
+    found = CSRPattern(torch.randint(0, rows, (n,)), torch.randint(0, cols, (n,)), (rows, cols))
+    values = torch.randn(n, dtype=torch.float64)
+    crow, col, order = found.transposed
+    straight = scipy.sparse.csr_matrix((values, found.col, found.crow), shape=(rows, cols))
+    turned = scipy.sparse.csr_matrix((values[order], col, crow), shape=(cols, rows))
+    np.testing.assert_allclose(turned.toarray(), straight.toarray().T)
+
+
+def test_duplicates_stay_separate_and_in_order() -> None:
+    found = CSRPattern(torch.tensor([1, 0, 1, 1]), torch.tensor([2, 1, 0, 2]), (2, 3))
+    assert found.crow.tolist() == [0, 1, 4]
+    assert found.col.tolist() == [1, 2, 0, 2]
+    assert found.order.tolist() == [1, 0, 2, 3]
+
+
+def test_index_type_is_int32_where_everything_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    row, col = torch.tensor([0, 4]), torch.tensor([2, 3])
+    assert CSRPattern(row, col, (5, 4)).crow.dtype == torch.int32
+    monkeypatch.setattr(pattern, "INT32_MAX", 4)
+    wide = CSRPattern(row, col, (5, 4))
+    assert [t.dtype for t in (wide.crow, wide.col, wide.row, *wide.transposed)] == [torch.int64] * 6
