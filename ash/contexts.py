@@ -105,7 +105,7 @@ def spread(
         groups=_groups(full, shape, template, c, t, m) if template.columns and t > 1 else None,
         extent=max((shape[j] for j in template.learned), default=1),
     )
-    weights = weights.reshape(*batch, -1, m)
+    weights = weights.reshape(*batch, k if order is None else order.numel(), m)
     return weights if order is None else _undo(weights, order, k)
 
 

@@ -48,7 +48,10 @@ def _shared(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     rows, cols = weight.matrix_shape
     name = choose_backend(rows, cols, weight.values.numel()) if backend == "auto" else backend
     b, _, e = x.shape
-    y = get_backend(name).matmul(weight, x.transpose(0, 1).reshape(cols, b * e))
+    multiply = get_backend(name).matmul
+    if e == 1:
+        return multiply(weight, x.reshape(b, cols).t()).t().contiguous().unsqueeze(-1)
+    y = multiply(weight, x.transpose(0, 1).reshape(cols, b * e))
     return y.reshape(rows, b, e).transpose(0, 1)
 
 
@@ -64,7 +67,7 @@ def _per_instance(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     y, source = x.new_zeros(b, rows, x.shape[2], dtype=wide), x.to(wide)
     n = weight.values.shape[1]
     step = max(1, GATHER_BLOCK // max(1, b * x.shape[2]))
-    for i in range(0, n, step):
+    for i in range(0, max(1, n), step):  # once also without entries, for the graph
         part = slice(i, i + step)
         row, col = (ids[:, part, None].expand(-1, -1, x.shape[2]) for ids in (weight.row_ids, weight.col_ids))
         y = y.scatter_add(1, row, weight.values[:, part, None].to(wide) * source.gather(1, col))

@@ -1,4 +1,4 @@
-"""`count`: what a model stores and computes, layer by layer: the figures that comparisons at equal size need."""
+"""`count`: what a model stores and computes, layer by layer; comparisons at equal size need it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 from ash.checks import require
 from ash.pattern import INT32_MAX
@@ -21,16 +21,16 @@ class Figures:
 
     Attributes:
         values: stored values: of entries, and of every dense parameter that is not a bias.
-        indices: stored index numbers: one for every entry of a sparse weight, flattened over the input dimensions
-            (CSR's columns; its rows are in the row pointers) or over all.
+        indices: stored index numbers: one for every entry of a sparse weight, its flattened position (in CSR
+            the column; the rows are in the row pointers).
         index_bytes: bytes of CSR's columns: 4 each, or 8 where a dimension or the entries exceed int32.
         row_pointers: numbers of CSR's row pointers; not among the stored numbers.
         biases: numbers of biases; not among the stored numbers.
         flops: operations for one instance, 2 for each entry (a multiplication and an addition). Where a layer
             shares its weight over extra dimensions (pixels), for each of their positions. Known for sparse
             layers, linear ones and convolutions; 0 for other modules.
-        training_numbers: what training holds besides: means, anchors, scales, fixed columns, proposals, counts;
-            not the optimizer's state.
+        training_numbers: what the `state_dict` of a wiring holds besides: means, anchors, scales, fixed
+            columns, proposals, counts. The optimizer's state is not known here.
         dense_weights: numbers of the dense tensors of the same shapes.
     """
 
@@ -81,14 +81,13 @@ class Count(Figures):
 def count(model: nn.Module) -> Count:
     """Count the stored numbers, index bytes and operations of a model, for each layer and in total.
 
-    A sparse layer counts in its inference form, a value and one flattened index for every entry or rounded tuple,
-    whether the value is learned or fixed, and whether or not two tuples round to the same entry. A module
-    of any other kind counts with its parameters as they are and no index. Parameters and wirings that several
-    layers share are stored once; their operations count in each.
+    A sparse layer counts in its inference form, a value and one flattened index for every entry or rounded
+    tuple, whether the value is learned or fixed, and whether or not two tuples round to the same entry. A
+    module of any other kind counts with its parameters as they are and no index. Parameters and wirings that
+    several layers share are stored once; their operations count in each.
 
-    Raises `UserError` for something that is not a module, and for a lazy module that has seen no input.
+    Raises `UserError` for a lazy module that has seen no input.
     """
-    require(isinstance(model, nn.Module), f"count({type(model).__name__}); expected a torch.nn.Module.")
     seen: set[int] = set()
     layers = [_layer(name, module, seen) for name, module in _layers(model)]
     layers = [each for each in layers if any(getattr(each, name) for name in NAMES)]
@@ -100,8 +99,9 @@ def aligned(rows: Sequence[Sequence[str]], text: int) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [f"{c:<{w}}" if i < text else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
+        left = [f"{cell:<{width}}" for cell, width in zip(row[:text], widths, strict=False)]
+        right = [f"{cell:>{width}}" for cell, width in zip(row[text:], widths[text:], strict=True)]
+        lines.append("  ".join(left + right).rstrip())
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
@@ -135,27 +135,38 @@ def _wiring(wiring: Wiring, seen: set[int]) -> dict[str, int]:
     entries, rows, cols = wiring.stored_entries(), math.prod(wiring.out_shape), math.prod(wiring.in_shape)
     if _again(wiring, seen):
         return {"flops": 2 * entries}
-    held = [*wiring.named_parameters(), *wiring.named_buffers()]
+    rest = sum(each.numel() for name, each in _held(wiring) if name not in wiring.inference_tensors)
     return {
         "values": entries,
         "indices": entries,
         "index_bytes": entries * (4 if max(rows, cols, entries) <= INT32_MAX else 8),
         "row_pointers": rows + 1,
         "flops": 2 * entries,
-        "training_numbers": sum(t.numel() for name, t in held if name not in wiring.inference_tensors),
+        "training_numbers": rest,
         "dense_weights": rows * cols,
     }
+
+
+def _held(wiring: Wiring) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a wiring's `state_dict`, which is not taken itself: that would settle the wiring."""
+    yield from wiring.named_parameters()
+    for name, buffer in wiring.named_buffers():
+        module, _, own = name.rpartition(".")
+        if own not in wiring.get_submodule(module)._non_persistent_buffers_set:
+            yield name, buffer
 
 
 def _own(name: str, module: nn.Module, seen: set[int]) -> dict[str, int]:
     """Figures of the parameters that a module holds itself."""
     given = {key: p for key, p in module._parameters.items() if p is not None}
-    lazy = any(isinstance(p, UninitializedTensorMixin) for p in given.values())
-    require(not lazy, f"{name or 'the model'}: {type(module).__name__} has seen no input yet; run one batch first.")
+    kind = type(module).__name__
+    lazy = any(isinstance(p, UninitializedParameter) for p in given.values())
+    require(not lazy, f"{name or 'the model'}: a {kind} without shapes yet; run one batch first.")
     fresh = {key: p.numel() for key, p in given.items() if not _again(p, seen)}
     biases = sum(size for key, size in fresh.items() if "bias" in key)
     values = sum(fresh.values()) - biases
-    flops = 2 * given["weight"].numel() if isinstance(module, nn.Linear | _ConvNd) and "weight" in given else 0
+    product = isinstance(module, (nn.Linear, _ConvNd)) and "weight" in given
+    flops = 2 * given["weight"].numel() if product else 0
     return {"values": values, "biases": biases, "flops": flops, "dense_weights": values}
 
 

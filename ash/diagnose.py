@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from ash.checks import positive, require
+from ash.checks import positive
 from ash.count import aligned
 from ash.pattern import ravel
 from ash.wirings.base import Wiring
@@ -21,8 +21,8 @@ class LayerDiagnosis:
 
     Attributes:
         name: path of the layer in the model, "" for the model itself. kind: the class of its wiring.
-        entries: how many tuples (or entries) it has; None where its weight depends on the input, so that there
-            are no tuples to look at.
+        entries: how many tuples (or entries) it has; None where its weight depends on the input, so that
+            there are no tuples to look at.
         collided, dead, frozen: numbers of the tuples, ascending; `diagnose` defines the words.
     """
 
@@ -69,10 +69,8 @@ def diagnose(model: nn.Module, dead: float = 0.01) -> Diagnosis:
       been frozen; or its entries have no means (`StaticWiring`: all).
 
     A wiring whose weight depends on the input has no tuples of its own and gets a row that says so. One that
-    several layers share is listed once. Raises `UserError` for something that is not a module and for
-    `dead` below 0.
+    several layers share is listed once. Raises `UserError` for `dead` below 0.
     """
-    require(isinstance(model, nn.Module), f"diagnose({type(model).__name__}); expected a torch.nn.Module.")
     positive("dead", dead, zero=True)
     return Diagnosis(tuple(_layer(name, wiring, dead) for name, wiring in _wirings(model)))
 
@@ -107,4 +105,5 @@ def _row(layer: LayerDiagnosis) -> list[str]:
     start = [layer.name or "(model)", layer.kind]
     if layer.entries is None:
         return [*start, "none of its own", "–", "–", "–"]
-    return [*start, *(f"{n:,}" for n in (layer.entries, len(layer.collided), len(layer.dead), len(layer.frozen)))]
+    found = (len(layer.collided), len(layer.dead), len(layer.frozen))
+    return [*start, *(f"{number:,}" for number in (layer.entries, *found))]

@@ -81,7 +81,7 @@ class Factors:
         for start, block in self._blocks():
             score = key(block).flatten()
             self._bar(score, start, gone, admissible)
-            found = self._promising(score, best[-1] if len(best) == n else None)
+            found = _promising(score, n, best[-1] if len(best) == n else None)
             best = torch.cat([best, score[found]])
             ids = torch.cat([ids, found + start])
             best, order = torch.topk(best, min(n, len(best)))
@@ -112,8 +112,16 @@ class Factors:
             ids = torch.arange(start, start + len(score), device=score.device)
             score[~admissible.contains(unravel(ids, self.shape))] = -torch.inf
 
-    @staticmethod
-    def _promising(score: Tensor, bar: Tensor | None) -> Tensor:
-        if bar is None:
-            return torch.arange(len(score), device=score.device)
+
+def _promising(score: Tensor, n: int, bar: Tensor | None) -> Tensor:
+    """Places that may be among the n highest: those above the bar, or above a guess that lets n through."""
+    if bar is not None:
         return (score > bar).nonzero().squeeze(-1)
+    stride = len(score) // (8 * n)
+    if stride > 1:
+        sample = score[::stride]
+        guess = sample.topk(min(len(sample), 2 * n // stride + 8)).values[-1]
+        found = (score > guess).nonzero().squeeze(-1)
+        if len(found) >= n:
+            return found
+    return torch.arange(len(score), device=score.device)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from jaxtyping import Int, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from ash.checks import require
@@ -44,10 +44,15 @@ def unravel(ids: Int64[Tensor, "*n"], shape: Sequence[int]) -> Int64[Tensor, "*n
 def compress(rows: Int[Tensor, " n"], count: int) -> tuple[Tensor, Tensor]:
     """A stable order of the entries by row, and the row pointers `(count + 1,)` of the ordered entries."""
     order = torch.sort(rows, stable=True).indices
-    pointers = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)
+    return order, pointers(rows, count)
+
+
+def pointers(rows: Int[Tensor, " n"], count: int) -> Int[Tensor, " rows"]:
+    """Row pointers `(count + 1,)` of entries in any order, by counting."""
+    ends = torch.zeros(count + 1, dtype=torch.int64, device=rows.device)
     if rows.numel():
-        torch.cumsum(torch.bincount(rows, minlength=count), 0, out=pointers[1:])
-    return order, pointers.to(rows.dtype)
+        torch.cumsum(torch.bincount(rows, minlength=count), 0, out=ends[1:])
+    return ends.to(rows.dtype)
 
 
 def _plain() -> torch.inference_mode:
@@ -58,8 +63,8 @@ def _plain() -> torch.inference_mode:
 class CSRPattern:
     """Where the n entries of a (rows × cols) matrix lie, row by row; duplicates stay separate and add up.
 
-    `order` tells which of the given entries stands at each place of the CSR arrays: `values[order]`.
-    Index arrays are int32 where positions and counts fit, because CSR products on them are up to
+    `arrange` puts values into the order of the CSR arrays. Entries that are given row by row stay as they are,
+    without a sort or a copy. Index arrays are int32 where positions and counts fit, because CSR products on them are up to
     three times as fast.
     """
 
@@ -68,8 +73,17 @@ class CSRPattern:
         dtype = torch.int32 if small else torch.int64
         self.shape = shape
         with _plain():
-            self.order, self.crow = compress(rows.to(dtype), shape[0])
-            self.col = cols.to(dtype)[self.order]
+            given = rows.to(dtype)
+            self.order: Tensor | None = None
+            if bool((given[1:] >= given[:-1]).all()):
+                self.crow, self.col = pointers(given, shape[0]), cols.to(dtype)
+            else:
+                self.order, self.crow = compress(given, shape[0])
+                self.col = cols.to(dtype).index_select(0, self.order)
+
+    def arrange(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Values of the given entries in the order of the CSR arrays; differentiable."""
+        return values if self.order is None else values.index_select(0, self.order)
 
     @property
     def nnz(self) -> int:
@@ -89,4 +103,4 @@ class CSRPattern:
         """(crow, col, order) of the transpose; `order` points into this pattern's CSR order."""
         with _plain():
             order, crow = compress(self.col, self.shape[1])
-            return crow, self.row[order], order
+            return crow, self.row.index_select(0, order), order

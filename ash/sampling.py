@@ -50,6 +50,11 @@ class Sampling:
         good = self.local_region != 0 and all(w >= 1 for w in region)
         require(good, f"local_region={self.local_region!r}; expected at least 1 index in every column.")
 
+    def check(self, q: int) -> None:
+        """Raise `UserError` if the region is made for another number of learned columns than q."""
+        fits = not isinstance(self.local_region, tuple) or len(self.local_region) == q
+        require(fits, f"local_region={self.local_region} for {q} learned columns; give one number, or {q}.")
+
     def points(self, q: int) -> int:
         """m, the number of points of a tuple with q learned columns."""
         return (2**q if self.corners else 0) + self.global_samples + self.local_samples + self.guided_samples
@@ -119,8 +124,8 @@ def _local(tuples: IndexTuples, sizes: Sequence[int], plan: Sampling, generator:
         noise = torch.randn(shape, dtype=residuals.dtype, device=residuals.device, generator=generator)
         steps = (residuals + noise * tuples.scales.detach().unsqueeze(-2)).round().long()
         return _clip(tuples.anchors.unsqueeze(-2) + steps, sizes)
+    plan.check(q)
     region = plan.local_region if isinstance(plan.local_region, tuple) else (plan.local_region,) * q
-    require(len(region) == q, f"local_region={region} for {q} learned columns; give one number, or {q}.")
     widths = [min(w, s) for w, s in zip(region, sizes, strict=True)]
     width = torch.tensor(widths, dtype=torch.int64, device=residuals.device)
     top = torch.tensor(list(sizes), dtype=torch.int64, device=residuals.device) - width

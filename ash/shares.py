@@ -38,7 +38,7 @@ class Table(NamedTuple):
     """
 
     points: Tensor  # (q, c, p)
-    dead: Tensor | None  # (c, p) bool, or None where every point lives
+    dead: Tensor | None  # (c, p), infinite at dead points and 0 elsewhere; None where every point lives
     anchors: Tensor  # (q, c, t)
     residuals: Tensor | None  # (q, c, t), or None where the anchors include them
     inverse: Tensor  # (s, c, t): 1/σ
@@ -70,7 +70,7 @@ def _table(
     point_groups, tuple_groups = groups if groups is not None else (None, None)
     return Table(
         (points - origin).to(dtype).movedim(-1, 0).contiguous(),
-        None if alive.all() else ~alive,
+        None if alive.all() else torch.zeros(alive.shape, dtype=dtype, device=alive.device).masked_fill_(~alive, torch.inf),
         (near + offset).contiguous() if joined else near.contiguous(),
         None if joined else offset.contiguous(),
         scales.to(dtype).clamp(min=SMALLEST).reciprocal().movedim(-1, 0).contiguous(),
@@ -90,7 +90,10 @@ def blocks(contexts: int, tuples: int, points: int) -> Iterator[tuple[slice, sli
 
 
 def _distances(part: Table) -> tuple[list[Tensor], Tensor]:
-    """p − μ for every column, (c, t, p) each, in units of σ where every column has its own; and u."""
+    """p − μ for every column, (c, t, p) each, in units of σ where every column has its own; and u.
+
+    u is infinite where a point is dead or has other fixed columns than the tuple; its share is then exactly 0.
+    """
     shared = part.inverse.shape[0] == 1
     u: Tensor | None = None
     differences = []
@@ -106,17 +109,11 @@ def _distances(part: Table) -> tuple[list[Tensor], Tensor]:
         u = part.points.new_zeros(*part.anchors.shape[1:], part.points.shape[-1])
     elif shared:
         u.mul_(part.inverse[0, :, :, None].square())
-    return differences, u
-
-
-def _shares(kernel: Kernel, part: Table, u: Tensor) -> Tensor:
-    """Softmax over the living points; a point that is dead or has other fixed columns gets exactly 0."""
-    logits = kernel.log_density(u, part.points.shape[0])
     if part.dead is not None:
-        logits.masked_fill_(part.dead[:, None, :], -torch.inf)
+        u.add_(part.dead[:, None, :])
     if part.point_groups is not None and part.tuple_groups is not None:
-        logits.masked_fill_(part.point_groups[:, None, :] != part.tuple_groups[:, :, None], -torch.inf)
-    return torch.softmax(logits, dim=-1)
+        u.masked_fill_(part.point_groups[:, None, :] != part.tuple_groups[:, :, None], torch.inf)
+    return differences, u
 
 
 def _full_precision(values: Tensor) -> torch.autocast:
@@ -134,7 +131,7 @@ class _PointWeights(torch.autograd.Function):
         with _full_precision(values):
             for c, t in blocks(*values.shape, weights.shape[1]):
                 part = table.part(c, t)
-                share = _shares(kernel, part, _distances(part)[1])
+                share = kernel.shares(_distances(part)[1], part.points.shape[0])
                 weights[c].add_(torch.bmm(values[c, None, t].to(dtype), share).squeeze(1))
         return weights.to(values.dtype)
 
@@ -168,7 +165,7 @@ def _gradients(kernel: Kernel, part: Table, values: Tensor, grad: Tensor) -> tup
     differences, u = _distances(part)
     q, inverse = len(differences), part.inverse.movedim(0, -1)
     slope = kernel.slope(u, q)
-    share = _shares(kernel, part, u)
+    share = kernel.shares(u, q)
     mean = torch.bmm(share, grad.unsqueeze(-1))
     flow = share.mul_(grad.unsqueeze(1) - mean)
     if isinstance(slope, Tensor):
@@ -211,5 +208,21 @@ def point_weights(
     Every tuple must have at least one living point that it reaches. Gradients flow to residuals, scales
     and values. Source: arXiv 1810.09184, equation 2; streamed as described above.
     """
+    if len(points) == 1 and not alive.all():
+        return _among_living(kernel, points, alive, anchors, residuals, scales, values, groups, extent)
     table = _table(points, alive, anchors, residuals.detach(), scales.detach(), groups, extent)
     return _PointWeights.apply(values, residuals, scales, kernel, table)  # type: ignore[no-any-return]
+
+
+def _among_living(
+    kernel: Kernel, points: Tensor, alive: Tensor, anchors: Tensor, residuals: Tensor, scales: Tensor,
+    values: Tensor, groups: Any, extent: int,
+) -> Tensor:  # fmt: skip
+    """`point_weights` of one context, whose dead points need not enter the table at all."""
+    living = alive[0].nonzero().squeeze(-1)
+    if groups is not None:
+        groups = (groups[0][:, living], groups[1])
+    some = point_weights(
+        kernel, points[:, living], alive[:, living], anchors, residuals, scales, values, groups, extent
+    )
+    return some.new_zeros(alive.shape).index_copy(1, living, some)

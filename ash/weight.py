@@ -143,7 +143,7 @@ class SparseWeight:
         """A torch CSR matrix (outputs × inputs, flattened); every position once."""
         whole = self.coalesce()
         pattern = whole.pattern
-        values = whole.values[pattern.order]
+        values = pattern.arrange(whole.values)
         return torch.sparse_csr_tensor(pattern.crow, pattern.col, values, self.matrix_shape, check_invariants=False)
 
     def to_scipy(self) -> scipy.sparse.csr_matrix:

@@ -57,7 +57,8 @@ def _spread(tuples: IndexTuples, points: Tensor, together: bool) -> Tensor:
 def _compare(layer: SparseLinear, x: Tensor, y: Tensor, expected: Tensor) -> float:
     inputs = [x, *layer.parameters()]
     g = torch.randn_like(y)
-    pairs = [(y, expected), *zip(torch.autograd.grad(y, inputs, g), torch.autograd.grad(expected, inputs, g))]  # noqa: B905
+    found, due = ([each, *torch.autograd.grad(each, inputs, g)] for each in (y, expected))
+    pairs = [(a.detach(), b.detach()) for a, b in zip(found, due, strict=True)]
     error = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     if not error <= TOLERANCE:
         raise AssertionError(f"{layer} is off by {error:.2g}, relative to the dense oracle's largest number")

@@ -32,6 +32,18 @@ class Plan:
     batch: int
     freeze: float
 
+    def steps_per_epoch(self, n: int) -> int:
+        """Optimizer steps of an epoch over n images."""
+        return math.ceil(n / self.batch)
+
+    def steps(self, n: int) -> int:
+        """Optimizer steps of the run."""
+        return self.epochs * self.steps_per_epoch(n)
+
+    def freeze_at(self, n: int) -> int:
+        """Optimizer steps before the means are frozen."""
+        return round(self.freeze * self.steps(n))
+
 
 def gaussian_wirings(model: nn.Module) -> list[GaussianWiring]:
     """The Gaussian wirings of a model."""
@@ -89,18 +101,17 @@ class Training:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Sequential,
         optimizer: torch.optim.Optimizer,
         images: Images,
         plan: Plan,
         run: Run,
-        look: Callable[[nn.Module], Tensor],
+        look: Callable[[nn.Sequential], Tensor],
         draws: bool = False,
     ) -> None:
         self.model, self.optimizer, self.images = model, optimizer, images
         self.plan, self.run, self.look, self.draws = plan, run, look, draws
-        self.steps_per_epoch = math.ceil(len(images.train_y) / plan.batch)
-        self.total = plan.epochs * self.steps_per_epoch
+        self.total, self.freeze_at = plan.steps(len(images.train_y)), plan.freeze_at(len(images.train_y))
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.history: list[dict[str, float]] = []
         self.seen = [look(model)]
@@ -149,7 +160,7 @@ class Training:
         return loss.detach(), output.detach()
 
     def _freeze_when_due(self) -> None:
-        if self.step >= self.plan.freeze * self.total:
+        if self.step >= self.freeze_at:
             for wiring in gaussian_wirings(self.model):
                 if wiring.log_scale.requires_grad:
                     wiring.freeze()

@@ -131,14 +131,14 @@ def resolved(options: Options) -> Options:
     learned = values == "learned"
     choices = {
         "values": values,
-        "k": options.k or (2 if options.target == "sparse" else 1) * options.size,
+        "k": (2 if options.target == "sparse" else 1) * options.size,
         "scale_decay": 0.01 if learned else 0.005,
         "scale_floor": 0.05 if learned else 0.3,
         "ceiling_steps": 600 if learned else 0,
         "rescue_every": 25 if learned else 0,
         "steps": 30 if options.quick else options.steps,
     }
-    always = {"values", "k", "steps"}
+    always = {"values", "steps"}
     given = {name: v for name, v in choices.items() if name in always or getattr(options, name) is None}
     return dataclasses.replace(options, **given)  # type: ignore[arg-type]
 

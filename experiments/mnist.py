@@ -1,15 +1,15 @@
 """A two-layer classifier of digits whose hidden layer is sparse and learns which pixels it reads.
 
 Every hidden unit has some index tuples: the unit is fixed, the pixel (row, column) is a Gaussian that is
-learned, and so is the value. At the end of training the means are rounded, and the network is a sparse
-matrix. `--model` chooses what stands beside it, all with the same number of stored numbers:
+learned, and so is the value. In training its weight spreads over sampled pixels around it; in evaluation
+the means are rounded. `--model` chooses, the first three with equally many stored numbers:
 
   ash      Gaussians, learned
   frozen   the same Gaussians, rounded and frozen at the start; values are learned
   static   random different pixels for every unit (--placement uniform, or centre: by the same normal
            density from which the Gaussians start); values are learned
   dense    the dense net inputs-300-10
-  conv     one convolution with about as many numbers behind it as there are hidden units (28 x 28 pixels,
+  conv     a convolution with about as many numbers behind it as there are hidden units (28 x 28 pixels,
            300 units: 12 channels of 5 x 5, kernel 8 x 8, stride 5), ReLU, a dense layer to the classes
 
 Stored numbers are a value and a flattened index for every tuple, and the weights of dense layers; biases
@@ -17,8 +17,8 @@ and row pointers apart. `--density` is their share of the weights of the dense n
 always inputs-300-classes: 784*300 + 300*10 = 238,200 on MNIST. There are as many hidden units (300 at most)
 as can have `--tuples` tuples each; what is left over goes to further tuples, dealt out evenly.
 
-Data: IDX files in --data-dir (MNIST or a set in its format), else scikit-learn's digits, 8 x 8. A tenth of the
-training set, drawn by the seed, is for validation; nothing is chosen by the test set.
+Data: IDX files in --data-dir (MNIST or a set in its format), else scikit-learn's digits, 8 x 8. A tenth
+of the training set, drawn by the seed, is for validation; nothing is chosen by the test set.
 
 Keys of summary.json: `dataset`, `model`, `density`, `hidden`, `tuples`, `test_accuracy` (final epoch, means
 rounded), `test_accuracy_at_best_validation`, `best_epoch`, `validation_accuracy`, `train_accuracy`,
@@ -42,18 +42,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ash import Anneal, Context, GaussianWiring, Sampling, SparseLayer, StaticWiring, Template, Wiring
+from ash import Context, Sampling, Wiring
 from ash.checks import positive, require
 from ash.count import count
 from ash.optim import parameter_groups
-from ash.plot import curves, image_grid
-from experiments import models
+from ash.plot import curves
+from experiments import models, pixels
 from experiments.classify import Plan, Training, gaussian_wirings
 from experiments.data import Images, digits, download_mnist, mnist, standardise, train_validation
 from experiments.runs import Run, RunOptions
 
-VALIDATION = 0.1
-WIDTH = 300
+VALIDATION, WIDTH, QUICK = 0.1, 300, 1000
+MNIST: dict[str, Any] = {"density": 0.05, "epochs": 14, "batch": 256}
+DIGITS: dict[str, Any] = {"density": 0.1, "epochs": 100, "batch": 64}
+PARTS = ("train_x", "train_y", "validation_x", "validation_y", "test_x", "test_y")
 
 
 @dataclass
@@ -84,12 +86,14 @@ class Options(RunOptions):
     """Learning rate of values, weights and biases."""
     mean_lr: float = 0.05
     """Step of the means, in units of a tuple's own scale."""
+    scale_lr: float = 0.03
+    """Learning rate of the logarithms of scales, where they are learned."""
     weight_decay: float = 0.1
     """Decoupled decay of values, weights and biases."""
     kernel: str = "student_t"
     """gaussian, student_t or student_t(nu)."""
     context: Literal["tuple", "chunk", "all"] = "tuple"
-    """Which tuples share their points; a chunk is a hidden unit."""
+    """Which tuples share their points: its own, those of as many neighbours as a unit has, all."""
     local_samples: int = 2
     """Points around each mean, besides its corners."""
     global_samples: int = 0
@@ -110,6 +114,13 @@ class Options(RunOptions):
     """Whether a pixel is an index or a row and a column."""
 
     may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"epochs"}
+    """One cosine spans the run, so that another number of epochs is another run."""
+
+    def resolved(self) -> Options:
+        """These options with the data set's own where none is given."""
+        own = MNIST if self.data_dir or self.download else DIGITS
+        missing = {name: value for name, value in own.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing | ({"epochs": 2} if self.quick else {}))
 
 
 def blog(options: Options) -> Options:
@@ -123,35 +134,135 @@ PRESETS = {"blog": blog}
 def run(options: Options, run: Run) -> dict[str, object]:
     """Train, draw, and return the figures."""
     options, images = prepare(options, run)
-    shape = (images.train_x.shape[1], images.train_x.shape[2])
+    height, width = images.train_x.shape[1:]
+    n, shape = len(images.train_y), (height, width)
     budget = models.allot(
         options.density or 0.0, math.prod(shape), images.classes, options.tuples, options.outgoing, WIDTH
     )
-    plan = Plan(options.epochs or 1, options.batch or 1, options.freeze)
-    model = build(options, budget, shape, anneal_steps(plan, images)).to(run.device)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(
-            model, options.lr, mean_lr=options.mean_lr, weight_decay=options.weight_decay
-        )
-    )
+    plan = Plan(options.epochs or 0, options.batch or 0, options.freeze)
+    model = build(options, budget, shape, plan.freeze_at(n)).to(run.device)
+    rates = {"mean_lr": options.mean_lr, "scale_lr": options.scale_lr, "weight_decay": options.weight_decay}
+    optimizer = torch.optim.AdamW(parameter_groups(model, options.lr, **rates), fused=True)
+
+    def look(model: nn.Sequential) -> Tensor:
+        return torch.zeros(0) if options.model == "conv" else pixels.readers(model, shape)
+
     training = Training(model, optimizer, images, plan, run, look, draws=options.model == "ash")
     training()
-    draw(training, run, options)
-    return summary(options, images, budget, model, training)
+    draw(training, run, options, shape)
+    return summary(options, images, budget, training)
 
 
 def prepare(options: Options, run: Run) -> tuple[Options, Images]:
-    """The options with the data set's own filled in, and the data on the device, standardised."""
+    """The options as resolved, and the data, standardised, on the device."""
     folder = options.data_dir
     if options.download:
         folder = download_mnist(folder or Path("data") / "mnist")
+    options = options.resolved()
+    check(options)
     images = digits() if folder is None else mnist(folder)
-    own = {"density": 0.1, "epochs": 100, "batch": 64} if folder is None else {"density": 0.05, "epochs": 14, "batch": 256}
-    chosen = dataclasses.replace(options, **{k: v for k, v in own.items() if getattr(options, k) is None})
     if options.quick:
-        chosen = dataclasses.replace(chosen, epochs=2)
-        images = first(images, 1000)
-    check(chosen)
+        images = change(images, lambda part: part[:QUICK])
     images = standardise(train_validation(images, VALIDATION, options.seed))
-    parts = {k: v.to(run.device) for k, v in vars(images).items() if isinstance(v, Tensor)}
-    return chosen, dataclasses.replace(images, **parts)
+    return options, change(images, lambda part: part.to(run.device))
+
+
+def change(images: Images, how: Callable[[Tensor], Tensor]) -> Images:
+    """The same data with every tensor changed."""
+    tensors: dict[str, Any] = {name: how(getattr(images, name)) for name in PARTS}
+    return dataclasses.replace(images, **tensors)
+
+
+def check(options: Options) -> None:
+    """Raise `UserError` for numbers that no run can do with."""
+    for name in ("lr", "spread", "scale_end", "scale"):
+        if getattr(options, name) is not None:
+            positive(f"--{name.replace('_', '-')}", getattr(options, name))
+    for name in ("mean_lr", "scale_lr", "weight_decay"):
+        positive(f"--{name.replace('_', '-')}", getattr(options, name), zero=True)
+    for name in ("epochs", "batch"):
+        require(getattr(options, name) >= 1, f"--{name} {getattr(options, name)}; expected at least 1.")
+    require(0 <= options.freeze <= 1, f"--freeze {options.freeze}; expected a share from 0 to 1.")
+
+
+def build(options: Options, budget: models.Budget, shape: tuple[int, int], steps: int) -> nn.Sequential:
+    """The network that `--model` names; scales reach their end after `steps`."""
+    if options.model == "dense":
+        return models.dense_classifier(math.prod(shape), WIDTH, budget.classes)
+    if options.model == "conv":
+        return models.conv_classifier(shape, budget.hidden, budget.classes)
+    first, second = (static if options.model == "static" else gaussian)(options, budget, shape, steps)
+    model = models.sparse_classifier(first, budget.classes, second)
+    if options.model == "frozen":
+        for wiring in gaussian_wirings(model):
+            wiring.freeze()
+    return model
+
+
+def static(
+    options: Options, budget: models.Budget, shape: tuple[int, int], steps: int
+) -> tuple[Wiring, Wiring | None]:
+    """Random entries for both layers (None: dense)."""
+    centre = options.placement == "centre"
+    weights = models.centre_weights(shape, options.spread) if centre else torch.ones(math.prod(shape))
+    second = models.static_classes(budget) if budget.outgoing else None
+    return models.static_pixels(budget, shape, options.dimensions == 1, weights), second
+
+
+def gaussian(
+    options: Options, budget: models.Budget, shape: tuple[int, int], steps: int
+) -> tuple[Wiring, Wiring | None]:
+    """Index tuples for both layers (None: dense)."""
+    samples = Sampling(True, options.global_samples, options.local_samples, options.guided_samples)
+    context = Context(options.context, chunk_size=options.tuples, shuffle=False)
+    how = models.Gaussians(
+        steps, options.kernel, context, samples, options.scale_end, options.scheduled_scale, options.subset
+    )
+    scale = 3 / 28 * max(shape) if options.scale is None else options.scale
+    second = models.gaussian_classes(budget, how) if budget.outgoing else None
+    return models.gaussian_pixels(budget, shape, options.dimensions == 1, options.spread, scale, how), second
+
+
+def draw(training: Training, run: Run, options: Options, shape: tuple[int, int]) -> None:
+    """The pictures."""
+    history = training.history
+    epochs = [figures["epoch"] for figures in history]
+    names = {"train_accuracy": "training", "validation_accuracy": "validation", "test_accuracy": "test"}
+    if "test_accuracy_sampled" in history[0]:
+        names["validation_accuracy_sampled"] = "validation, sampled"
+    series = {line: (epochs, [figures[name] for figures in history]) for name, line in names.items()}
+    moves = options.model == "ash" and options.freeze < 1
+    marks = {"means frozen": options.freeze * training.plan.epochs} if moves else {}
+    curves(series, run.path("accuracy.png"), ylabel="accuracy", xlabel="epoch", marks=marks)
+    if options.model == "conv":
+        return
+    until = math.ceil(options.freeze * training.plan.epochs) if moves else training.plan.epochs
+    label = "sum of absolute weights" if options.model == "dense" else "hidden units that read the pixel"
+    pixels.draw_readers(training.seen, until, run.path("pixels.png"), label)
+    pixels.draw_units(training.model, shape, run.path("units.png"))
+
+
+def summary(options: Options, images: Images, budget: models.Budget, training: Training) -> dict[str, object]:
+    """The keys that the module's docstring tells."""
+    last, best, size = training.history[-1], training.best, count(training.model)
+    result: dict[str, object] = {
+        "dataset": images.name,
+        "model": options.model,
+        "density": size.stored_numbers / budget.dense_weights,
+        "hidden": training.model[-1].in_features,
+        "test_accuracy": last["test_accuracy"],
+        "test_accuracy_at_best_validation": best["test_accuracy"],
+        "best_epoch": best["epoch"],
+        "validation_accuracy": last["validation_accuracy"],
+        "train_accuracy": last["train_accuracy"],
+    }
+    if training.draws:
+        result["test_accuracy_rounded"] = last["test_accuracy"]
+        result["test_accuracy_sampled"] = last["test_accuracy_sampled"]
+    wirings = gaussian_wirings(training.model)
+    if wirings:
+        entries = [wiring.rounded_indices() for wiring in wirings]
+        result["tuples"] = sum(len(each) for each in entries)
+        result["collided"] = sum(len(each) - len(each.unique(dim=0)) for each in entries)
+    sizes = {"stored_numbers": size.stored_numbers, "index_bytes": size.index_bytes}
+    return result | sizes | {"dense_weights": budget.dense_weights}

@@ -67,7 +67,8 @@ class Trial:
         for step in range(start, steps + 1):
             self._judge(step)
             done = step == steps or (not run_on and self._held(step))
-            self._record(run, step, done)
+            if step > start or not start:  # a checkpoint holds what was recorded at its own step
+                self._record(run, step, done)
             if done:
                 break
             if step > start and step % SAVE_EVERY == 0:

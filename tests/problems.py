@@ -62,8 +62,10 @@ def first_copies(ids: list[int]) -> list[bool]:
 
 
 def matmul(weight: Tensor, x: Tensor, out_rank: int) -> Tensor:
-    """W (*out, *in) · x (b, *in, *extra) -> (b, *out, *extra), by tensordot; with a leading b if W has one more."""
-    return torch.stack([torch.tensordot(weight, each, weight.dim() - out_rank) for each in x])
+    """W (*out, *in) · x (b, *in, *extra) -> (b, *out, *extra), by tensordot."""
+    inputs = weight.dim() - out_rank
+    dims = list(range(out_rank, weight.dim())), list(range(1, 1 + inputs))
+    return torch.tensordot(weight, x, dims).movedim(out_rank, 0)
 
 
 class Writes:

@@ -51,10 +51,10 @@ def test_the_structure_is_scipys(rows: int, cols: int, n: int) -> None:
     row, col = torch.randint(0, rows, (n,)), torch.randint(0, cols, (n,))
     values = torch.randn(n, dtype=torch.float64)
     found = CSRPattern(row, col, (rows, cols))
-    matrix = scipy.sparse.csr_matrix((values[found.order], found.col, found.crow), shape=(rows, cols))
+    matrix = scipy.sparse.csr_matrix((found.arrange(values), found.col, found.crow), shape=(rows, cols))
     expected = scipy.sparse.coo_matrix((values, (row, col)), shape=(rows, cols)).toarray()
     np.testing.assert_allclose(matrix.toarray(), expected)
-    assert torch.equal(found.row.long(), row[found.order])
+    assert torch.equal(found.row.double(), found.arrange(row.double()))
     assert found.nnz == n
 
 
@@ -72,7 +72,15 @@ def test_duplicates_stay_separate_and_in_order() -> None:
     found = CSRPattern(torch.tensor([1, 0, 1, 1]), torch.tensor([2, 1, 0, 2]), (2, 3))
     assert found.crow.tolist() == [0, 1, 4]
     assert found.col.tolist() == [1, 2, 0, 2]
-    assert found.order.tolist() == [1, 0, 2, 3]
+    assert found.arrange(torch.tensor([10.0, 11.0, 12.0, 13.0])).tolist() == [11, 10, 12, 13]
+
+
+def test_entries_given_row_by_row_stay_as_they_are() -> None:
+    found = CSRPattern(torch.tensor([0, 0, 2]), torch.tensor([2, 1, 0]), (3, 3))
+    values = torch.randn(3)
+    assert found.arrange(values) is values
+    assert found.crow.tolist() == [0, 2, 2, 3]
+    assert found.col.tolist() == [2, 1, 0]
 
 
 def test_index_type_is_int32_where_everything_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,6 @@ The derivative of each is made of the two again, so second derivatives work. Wit
 same operators gather and add.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 
@@ -57,8 +55,14 @@ def csr_matmul(
     if not len(values) or not x.numel():
         return x.new_zeros(rows, x.shape[1])
     if _runs_natively(x):
-        return _csr(crow, col, values, (rows, x.shape[0])) @ x
+        return _native_matmul(_csr(crow, col, values, (rows, x.shape[0])), x)
     return _gather_matmul(values, crow, col, x)
+
+
+def _native_matmul(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix · x, written once: `matrix @ x` fills its result with zeros and copies it besides."""
+    y = x.new_empty(matrix.shape[0], x.shape[1])
+    return torch.addmm(y, matrix, x.contiguous(), beta=0.0, out=y)
 
 
 def _gather_matmul(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
@@ -81,9 +85,12 @@ def csr_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """(rows, e), (cols, e) -> the entries of g · xᵀ at a CSR structure, in its order."""
     if not len(col) or not x.numel():
         return x.new_zeros(len(col))
+    if len(col) > g.shape[0] * x.shape[0]:  # sampled_addmm refuses more entries than positions
+        return (g @ x.t()).flatten()[_row_of(crow, len(col)) * x.shape[0] + col]
     if _runs_natively(x):
         blank = _csr(crow, col, x.new_zeros(len(col)), (g.shape[0], x.shape[0]))
-        return torch.sparse.sampled_addmm(blank, g.contiguous(), x.contiguous().t(), beta=0.0).values()
+        torch.sparse.sampled_addmm(blank, g.contiguous(), x.contiguous().t(), beta=0.0, out=blank)
+        return blank.values()
     return _gather_sddmm(g, x, crow, col)
 
 
@@ -103,7 +110,7 @@ def _(g, x, crow, col):  # type: ignore[no-untyped-def]
 
 def _transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
     order, t_crow = compress(col, cols)
-    return t_crow, _row_of(crow, len(col)).to(col.dtype)[order], order
+    return t_crow, _row_of(crow, len(col)).to(col.dtype).index_select(0, order), order
 
 
 def _matmul_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -118,7 +125,7 @@ def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[3]:
         if t_crow is None:
             t_crow, t_col, t_order = _transpose(crow, col, x.shape[0])
-        d_x = csr_matmul(values[t_order], t_crow, t_col, grad, None, None, None)
+        d_x = csr_matmul(values.index_select(0, t_order), t_crow, t_col, grad, None, None, None)
     return d_values, None, None, d_x, None, None, None
 
 
@@ -132,7 +139,7 @@ def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     d_x = None
     if ctx.needs_input_grad[1]:
         t_crow, t_col, order = _transpose(crow, col, x.shape[0])
-        d_x = csr_matmul(grad[order], t_crow, t_col, g, None, None, None)
+        d_x = csr_matmul(grad.index_select(0, order), t_crow, t_col, g, None, None, None)
     return d_g, d_x, None, None
 
 
@@ -150,7 +157,7 @@ class Torch(Backend):
         wide = x.is_cpu and x.dtype in (torch.float16, torch.bfloat16)
         source = x.float() if wide else x
         known = pattern.transposed if x.requires_grad and torch.is_grad_enabled() else (None, None, None)
-        values = weight.values[pattern.order].to(source.dtype)
+        values = pattern.arrange(weight.values).to(source.dtype)
         y = csr_matmul(values, pattern.crow, pattern.col, source.contiguous(), *known)
         return y.to(x.dtype)
 

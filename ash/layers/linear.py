@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ash.checks import check_finite, require, shape
+from ash.backends import get_backend
+from ash.checks import UserError, check_finite, require, shape
 from ash.contract import contract
 from ash.growth import Factors
 from ash.wirings.base import Wiring
@@ -38,6 +39,12 @@ def make_wiring(
     return wiring
 
 
+def _instances(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(b, *shape, *extra) -> (b · extra, *shape): the extra dimensions share the weight as the batch does."""
+    lead = 1 + len(shape)
+    return x if x.dim() == lead else x.flatten(lead).movedim(-1, 1).flatten(0, 1)
+
+
 class SparseLayer(nn.Module):
     """y = W · x + bias with a sparse W of any rank.
 
@@ -50,7 +57,7 @@ class SparseLayer(nn.Module):
 
     Shapes: `(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`.
 
-    Raises `UserError` for shapes that do not fit and for input that is NaN or infinite; `layer.check_input =
+    Raises `UserError` for shapes that do not fit, an unknown or unavailable backend, and for input that is NaN or infinite; `layer.check_input =
     False` leaves the latter out.
     """
 
@@ -68,6 +75,8 @@ class SparseLayer(nn.Module):
         super().__init__()
         self.in_shape, self.out_shape = shape("in_shape", in_shape), shape("out_shape", out_shape)
         self.backend, self.check_input = backend, True
+        if backend != "auto":
+            get_backend(backend)
         self.wiring = make_wiring(wiring, self.out_shape, self.in_shape, device=device, dtype=dtype)
         self.bias: nn.Parameter | None
         self.register_parameter(
@@ -96,7 +105,7 @@ class SparseLayer(nn.Module):
             check_finite(x, self)
         weight = self.wiring(x)
         y = contract(weight, x, self.backend)
-        if self.wiring.wants_factors and y.requires_grad and y.dim() == 1 + len(self.out_shape):
+        if self.wiring.wants_factors and y.requires_grad:
             self._watch(x, y)
         if self.bias is None:
             return y
@@ -105,8 +114,8 @@ class SparseLayer(nn.Module):
 
     def _watch(self, x: Tensor, y: Tensor) -> None:
         """Hand the wiring the factors of the gradient of W when this batch's backward pass comes by."""
-        source, wiring = x.detach(), self.wiring
-        y.register_hook(lambda g: wiring.observe(Factors(source, g)))
+        source, wiring, in_shape, out_shape = x.detach(), self.wiring, self.in_shape, self.out_shape
+        y.register_hook(lambda g: wiring.observe(Factors(_instances(source, in_shape), _instances(g, out_shape))))
 
     def extra_repr(self) -> str:
         return f"in_shape={self.in_shape}, out_shape={self.out_shape}, bias={self.bias is not None}"
@@ -169,10 +178,11 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """`(*, in_features)` -> `(*, out_features)`."""
-        require(
-            x.dim() >= 1 and x.shape[-1] == self.in_features,
-            f"an input of shape {tuple(x.shape)} for {self!r}; expected (*, {self.in_features}).",
-        )
+        if x.dim() < 1 or x.shape[-1] != self.in_features:
+            raise UserError(
+                f"an input of shape {tuple(x.shape)} for {type(self).__name__}({self.extra_repr()}); "
+                f"expected (*, {self.in_features})."
+            )
         y: Tensor = super().forward(x.reshape(-1, self.in_features))
         return y.reshape(*x.shape[:-1], self.out_features)
 

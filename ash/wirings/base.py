@@ -44,7 +44,7 @@ class Wiring(nn.Module, ABC):
     """
 
     inference_tensors: ClassVar[tuple[str, ...]] = ("values",)
-    """Names of the parameters and buffers that the inference form needs as well; training holds the others."""
+    """Names of the parameters and buffers of the inference form; training holds the others besides."""
 
     def __init__(
         self, out_shape: int | Sequence[int], in_shape: int | Sequence[int], admissible: Admissible | None = None
@@ -84,7 +84,7 @@ class Wiring(nn.Module, ABC):
         return None
 
     def frozen_entries(self) -> Bool[Tensor, " n"]:
-        """Which entries of the evaluated weight no gradient can move; default: all, for they have no means."""
+        """Which entries of the evaluated weight no gradient can move; by default all: they have no means."""
         return torch.ones(self.stored_entries(), dtype=torch.bool)
 
     @property

@@ -145,7 +145,7 @@ class GaussianWiring(Wiring):
         require(
             self.subset is None or 0 < self.subset <= 1, f"subset={self.subset}; expected a share above 0, at most 1."
         )
-        self.sampling.points(len(self.sizes))
+        self.sampling.check(len(self.sizes))
 
     def _register_state(self, k: int, device: torch.device | str | None) -> None:
         fixed = self.template.indices if self.template.columns else torch.zeros(k, 0, dtype=torch.int64)
@@ -173,7 +173,9 @@ class GaussianWiring(Wiring):
         self.means.place(torch.arange(self.k, device=device), where.to(device))
         self.log_scale.fill_(math.log(self.scale_init))
         self._clamp_scales()
-        self.step.zero_()
+        for state in (self.step, self.proposals, self.proposal_count):
+            state.zero_()
+        self._pending = None
         self._mark_settled()
         rounded = self.rounded_indices()
         require(
@@ -337,7 +339,7 @@ class GaussianWiring(Wiring):
 
     @torch.no_grad()
     def frozen_entries(self) -> Bool[Tensor, " k"]:
-        """Tuples whose mean gets no gradient: the nearest of their corners has share 1, to float precision."""
+        """Tuples whose mean gets no gradient: the nearest corner's share is 1, to float precision."""
         if bool(self.frozen) or not self.sizes:
             return torch.ones(self.k, dtype=torch.bool, device=self.fixed.device)
         tuples = dataclasses.replace(self.tuples(), values=torch.ones_like(self.values))

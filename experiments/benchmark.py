@@ -1,0 +1,215 @@
+"""Time and memory of single layers on one CPU thread, each figure from a process of its own.
+
+Before a figure is taken, the layer's output and gradients are compared with the dense oracle on a small
+problem. A step is a forward and a backward pass, to the parameters and to the input. Times are medians of
+several steps. Memory is the peak of the resident set over making the layer, making its input and two steps,
+less the base: the resident set after the imports and after a step of a tiny layer, which loads what torch
+loads on first use. Ratios are of steps that alternate in one process.
+
+Keys of `summary.json` besides the standard ones: for every figure its name with the median, in seconds
+(`…_seconds`), bytes (`…_bytes`) or as a ratio; `bars` and `bars_kept`, how many figures have a bar and how
+many keep to it; `missed`, the names of those that do not. The figures with their spread are in
+`benchmark.md`, time and memory against the number of tuples in `benchmark.png`.
+
+- `gaussian_K_…`: K tuples on K × K, 2 + 2 samples, one context for all, batch 64.
+- `tuple_K_…`: the same with a context for each tuple; `tuple_time_growth` and `tuple_memory_growth`: the
+  largest over the smallest time (memory) per tuple.
+- `static_N_RIVAL`: a step of N × N random entries (99 % sparse at 4,096 with batch 128, 99.5 % at 8,192 with
+  64) over one of `bare`, the three sparse products with nothing around them (the layer then has no bias);
+  `sparselab`, the layer of that package; `dense`, `nn.Linear`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ash.checks import require
+from experiments.benchmark_cases import Case
+from experiments.benchmark_report import Row, draw, table, write_markdown
+from experiments.runs import Run, RunOptions
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 900.0
+"""Seconds after which a figure counts as failed."""
+
+Bars = tuple[float | None, float | None]
+NONE: Bars = (None, None)
+ALL: dict[int, Bars] = {512: (0.040, 60e6), 2048: (0.5, 80e6), 8192: (8.0, 120e6)}
+"""Bars in seconds and bytes of the layer with one context, by number of tuples."""
+EACH: dict[int, Bars] = {10_000: NONE, 30_000: NONE, 100_000: (0.8, 1e9), 300_000: NONE, 1_000_000: NONE}
+"""The same of the layer with a context for each tuple."""
+STATIC = {4096: (128, 0.01), 8192: (64, 0.005)}
+"""Batch and density of the static layer, by size."""
+NAMES = {"all": ("gaussian", "one context for all"), "tuple": ("tuple", "a context for each tuple")}
+GROWTH = {"seconds": ("time", 5.0), "bytes": ("memory", 1.5)}
+RIVALS: dict[Literal["bare", "sparselab", "dense"], tuple[float | None, str]] = {
+    "bare": (1.5, "three bare products"),
+    "sparselab": (1.0, "sparselab"),
+    "dense": (None, "nn.Linear"),
+}
+
+
+@dataclass(kw_only=True)
+class Options(RunOptions):
+    """Options of the benchmark."""
+
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """The benchmark measures the CPU."""
+    suite: Literal["cpu", "memory", "all"] = "all"
+    """cpu: times and ratios of times; memory: bytes."""
+    only: str = ""
+    """Take the figures alone whose names contain this."""
+
+
+def run(options: Options, run: Run) -> dict[str, object]:
+    """Take every figure, print the table and write it; the medians for the summary."""
+    given = options.device
+    require(given == "cpu", f"--device {given}; expected cpu, which the benchmark measures; leave it out.")
+    chosen = [(row, case) for row, case in plan(options.quick) if _wanted(row, options)]
+    require(bool(chosen), f"--only {options.only}: no such figure in the suite {options.suite}; see --help.")
+    load = os.getloadavg()[0]
+    _, done = run.load() or (0, {})
+    bar = run.progress(total=len(chosen), desc="benchmark", start=len(done))
+    for row, case in chosen[len(done) :]:
+        bar.set_postfix_str(row.name)
+        done[row.name] = spawn(case)
+        run.time(len(done), figure=row.name, **done[row.name])
+        run.save(len(done), done)
+        bar.update()
+    bar.close()
+    rows = [fill(row, done[row.name]) for row, _ in chosen]
+    rows += growths(rows, options.quick)
+    _report(run, rows, load)
+    return _summary(rows)
+
+
+def plan(quick: bool) -> list[tuple[Row, Case]]:
+    """Every figure, not yet taken, with its case. Quick ones are few, tiny, and have no bars."""
+    if not quick:
+        return [*_gaussians("all", ALL), *_gaussians("tuple", EACH), *_statics(STATIC)]
+    tiny = [
+        *_gaussians("all", {128: NONE}),
+        *_gaussians("tuple", {128: NONE, 256: NONE}),
+        *_statics({128: (8, 0.05)}),
+    ]
+    return [(replace(row, bar=None), replace(case, batch=8, budget=0.02, most=3)) for row, case in tiny]
+
+
+def _gaussians(context: Literal["tuple", "all"], bars: dict[int, Bars]) -> list[tuple[Row, Case]]:
+    key, series = NAMES[context]
+    kinds: tuple[Literal["seconds", "bytes"], ...] = ("seconds", "bytes")
+    return [
+        (
+            Row(f"{key}_{k}_{kind}", f"{k:,} tuples, {series}", kind, bar, series=series, size=k),
+            Case("gaussian", kind, k, context=context),
+        )
+        for k, both in bars.items()
+        for kind, bar in zip(kinds, both, strict=True)
+    ]
+
+
+def _statics(sizes: dict[int, tuple[int, float]]) -> list[tuple[Row, Case]]:
+    return [
+        (
+            Row(f"static_{n}_{rival}", f"static {n:,}², {1 - density:.1%} sparse / {words}", "ratio", bar),
+            Case("static", "ratio", n, batch=batch, density=density, rival=rival),
+        )
+        for n, (batch, density) in sizes.items()
+        for rival, (bar, words) in RIVALS.items()
+    ]
+
+
+def _wanted(row: Row, options: Options) -> bool:
+    suite = "memory" if row.figure == "bytes" else "cpu"
+    return options.suite in ("all", suite) and options.only in row.name
+
+
+def spawn(case: Case) -> dict[str, Any]:
+    """What `benchmark_cases` prints for a case in a process with one thread; `failed` if nothing."""
+    command = [sys.executable, "-m", "experiments.benchmark_cases", *case.arguments()]
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **one}, capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {LIMIT:g} seconds"}
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        return {"failed": f"exit status {done.returncode}: {said[-1] if said else 'no message'}"}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def fill(row: Row, result: dict[str, Any]) -> Row:
+    """The row with what was measured; a failure counts as infinite, a missing package as not measured."""
+    if "missing" in result:
+        return replace(row, note=result["missing"])
+    if "failed" in result:
+        return replace(row, median=float("inf"), note=f"failed, {result['failed']}")
+    known = {name: result[name] for name in ("low", "median", "high", "error")}
+    own = result.get("seconds")
+    note = "" if own is None else f"{_range(own['layer'])} against {_range(own['rival'])}"
+    return replace(row, note=note, **known)
+
+
+def growths(rows: Sequence[Row], quick: bool) -> list[Row]:
+    """How much more time and memory a tuple takes at one size than at another, with a context for each.
+
+    Only where every size was measured.
+    """
+    found = []
+    for figure, (word, bar) in GROWTH.items():
+        own = [row for row, _ in plan(quick) if row.series == NAMES["tuple"][1] and row.figure == figure]
+        names = {row.name for row in own}
+        each = [(row.median or 0) / row.size for row in rows if row.name in names and row.shown]
+        if len(each) == len(names):
+            what = f"{word} per tuple, largest / smallest of these"
+            times = max(each) / min(each)
+            found.append(Row(f"tuple_{word}_growth", what, "ratio", None if quick else bar, median=times))
+    return found
+
+
+def _range(seconds: dict[str, float]) -> str:
+    low, median, high = (1e3 * seconds[name] for name in ("low", "median", "high"))
+    return f"{median:.3g} ms (min {low:.3g}, max {high:.3g})"
+
+
+def _report(run: Run, rows: Sequence[Row], load: float) -> None:
+    about = [
+        f"{_processor()}, one thread, torch {torch.__version__}, Python {platform.python_version()}",
+        f"load average before the first figure: {load:.2f} on {os.cpu_count()} cores",
+        "a step: forward and backward, to parameters and input; each figure from a process of its own",
+        "memory: peak above the resident set after the imports and a step of a tiny layer, before layer and "
+        "input are made",
+        "error: largest deviation of output and gradients from the dense oracle on a small problem, relative",
+    ]
+    print(table(rows))
+    write_markdown(run.path("benchmark.md"), rows, about)
+    if any(row.series and row.shown for row in rows):
+        draw(run.path("benchmark.png"), rows)
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, object]:
+    barred = [row for row in rows if row.ok is not None]
+    missed = [row.name for row in barred if not row.ok]
+    figures = {row.name: row.median for row in rows}
+    return {**figures, "bars": len(barred), "bars_kept": len(barred) - len(missed), "missed": missed}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

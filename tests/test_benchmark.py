@@ -1,0 +1,244 @@
+"""The benchmark: its plan, its cases, its table and its run folder. What a machine measures is not tested."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import tyro
+
+from experiments import benchmark, benchmark_cases, benchmark_oracle
+from experiments.__main__ import main
+from experiments.benchmark import fill, growths, plan, spawn
+from experiments.benchmark_cases import Case
+from experiments.benchmark_report import Row, table
+from experiments.measure import LEAST, peak_above, spread, timed
+
+TINY = {"size": 72, "batch": 4, "budget": 0.0, "most": 1}
+RESULT = {"low": 1.0, "median": 2.0, "high": 3.0, "runs": 3, "error": 1e-6}
+
+
+def test_steps_alternate_after_a_round_that_does_not_count() -> None:
+    order: list[str] = []
+    seconds = timed({name: lambda name=name: order.append(name) for name in "ab"}, budget=60, most=4)
+    assert order == list("ab" * 5)
+    assert [len(each) for each in seconds.values()] == [4, 4]
+    assert min(min(each) for each in seconds.values()) >= 0
+
+
+def test_a_spent_budget_leaves_a_few_rounds() -> None:
+    assert len(timed({"a": lambda: None}, budget=-1, most=50)["a"]) == LEAST
+
+
+def test_a_spread() -> None:
+    assert spread([3.0, 1.0, 7.0]) == {"low": 1.0, "median": 3.0, "high": 7.0, "runs": 3}
+
+
+def test_the_peak_counts_what_is_made_and_what_a_step_takes() -> None:
+    megabyte = 2**20
+
+    def prepare() -> Any:
+        kept = torch.ones(20 * megabyte, dtype=torch.uint8)
+        return lambda: torch.ones(40 * megabyte, dtype=torch.uint8).max() + kept[0]
+
+    assert 55 * megabyte < peak_above(prepare) < 75 * megabyte
+
+
+def test_the_oracle_accepts_the_layers() -> None:
+    errors = [benchmark_oracle.check_static(), *map(benchmark_oracle.check_gaussian, ("all", "tuple"))]
+    assert max(errors) <= benchmark_oracle.TOLERANCE
+
+
+@pytest.mark.parametrize("check", ["check_static", "check_gaussian"])
+def test_the_oracle_finds_a_layer_that_is_off(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = benchmark_oracle.linear
+    monkeypatch.setattr(benchmark_oracle, "linear", lambda x, w, b: right(x, 1.01 * w, b))
+    arguments = () if check == "check_static" else ("all",)
+    with pytest.raises(AssertionError, match="off by"):
+        getattr(benchmark_oracle, check)(*arguments)
+
+
+@pytest.mark.parametrize("case", [case for _, case in plan(quick=True)], ids=str)
+def test_a_case_survives_the_command_line(case: Case) -> None:
+    assert tyro.cli(Case, args=case.arguments()) == case
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("gaussian", "seconds", context="tuple", **TINY),
+        Case("gaussian", "bytes", **TINY),
+        Case("static", "ratio", density=0.1, **TINY),
+        Case("static", "ratio", density=0.1, rival="dense", **TINY),
+    ],
+    ids=lambda case: f"{case.layer}-{case.figure}-{case.rival}",
+)
+def test_a_case_gives_a_figure_and_the_error(case: Case) -> None:
+    result = benchmark_cases.run(case)
+    assert result["low"] <= result["median"] <= result["high"]
+    assert 0 <= result["error"] <= benchmark_oracle.TOLERANCE
+    assert set(result.get("seconds", {})) == ({"layer", "rival"} if case.figure == "ratio" else set())
+
+
+def test_a_step_reaches_parameters_and_input() -> None:
+    layer = torch.nn.Linear(72, 72)
+    step = benchmark_cases._step(layer, Case("static", **TINY))
+    step()
+    first = layer.weight.grad.clone()
+    step()
+    assert torch.equal(first, layer.weight.grad)
+    assert bool(first.any())
+
+
+def test_a_rival_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(case: Case) -> Any:
+        raise ModuleNotFoundError("No module named 'sparselab'")
+
+    monkeypatch.setitem(benchmark_cases.RIVALS, "sparselab", absent)
+    result = benchmark_cases.run(Case("static", "ratio", rival="sparselab", **TINY))
+    row = fill(Row("a", "a", "ratio", bar=1.0), result)
+    assert (row.median, row.ok) == (None, None)
+    assert "sparselab is not installed" in row.note
+
+
+def test_a_process_of_its_own() -> None:
+    result = spawn(Case("static", "bytes", density=0.1, **TINY))
+    assert result["median"] >= 0
+
+
+def test_a_process_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "LIMIT", 1e-3)
+    assert "not done after" in spawn(Case("static", **TINY))["failed"]
+    monkeypatch.setattr(benchmark, "LIMIT", 60.0)
+    monkeypatch.setattr(sys, "executable", "false")
+    assert spawn(Case("static", **TINY)) == {"failed": "exit status 1: no message"}
+
+
+def test_the_plan_names_every_figure_once() -> None:
+    for quick in (False, True):
+        rows = [row for row, _ in plan(quick)]
+        assert len({row.name for row in rows}) == len(rows)
+        assert {row.figure for row in rows} == {"seconds", "bytes", "ratio"}
+        assert any(row.bar is not None for row in rows) != quick
+    assert all(case.size == row.size for row, case in plan(False) if row.series)
+    assert 1_000_000 in {case.size for _, case in plan(False)}
+
+
+def test_bars_are_kept_or_missed() -> None:
+    row = Row("a", "a", "seconds", bar=2.0)
+    assert row.ok is None
+    assert fill(row, RESULT).ok
+    assert fill(row, {**RESULT, "median": 2.1}).ok is False
+    assert fill(replace(row, bar=None), RESULT).ok is None
+    failed = fill(row, {"failed": "exit status 1: no memory"})
+    assert failed.ok is False
+    assert "no memory" in failed.note
+
+
+def test_growth_compares_all_sizes_or_none() -> None:
+    rows = [replace(row, median=row.size * 1.0) for row, _ in plan(False)]
+    times = {row.name: row for row in growths(rows, quick=False)}
+    assert {name: row.median for name, row in times.items()} == {
+        "tuple_time_growth": 1.0,
+        "tuple_memory_growth": 1.0,
+    }
+    largest = max(i for i, row in enumerate(rows) if row.name.startswith("tuple_") and row.figure == "bytes")
+    rows[largest] = replace(rows[largest], median=rows[largest].size * 3.0)
+    memory = growths(rows, quick=False)[1]
+    assert (memory.median, memory.ok) == (3.0, False)
+    assert [row.name for row in growths(rows[:largest], quick=False)] == ["tuple_time_growth"]
+
+
+def test_the_table_shows_units_bars_and_verdicts() -> None:
+    rows = [
+        Row("a", "a step", "seconds", 0.004, 0.001, 0.002, 0.003, 1e-6),
+        Row("b", "its memory", "bytes", 1e6, 2e6, 2e6, 2e6),
+        Row("c", "beside another", "ratio", note="another is not installed"),
+    ]
+    lines = table(rows).splitlines()
+    assert lines[2].split()[2:] == ["ms", "1", "2", "3", "4", "0.50", "yes", "1e-06"]
+    assert lines[3].split()[2:] == ["MB", "2", "2", "2", "1", "2.00", "NO", "–"]
+    assert lines[5] == "beside another: another is not installed"
+
+
+def in_process(case: Case) -> dict[str, Any]:
+    """What a process of its own would give, without the seconds that starting one takes."""
+    return dict(json.loads(json.dumps(benchmark_cases.run(case))))
+
+
+def test_a_quick_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "spawn", in_process)
+    assert main(["benchmark", "--quick", "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    names = [row.name for row, _ in plan(quick=True)]
+    assert set(names) <= set(summary)
+    assert (summary["bars"], summary["bars_kept"], summary["missed"]) == (0, 0, [])
+    shown, written = capsys.readouterr().out, (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+    for row, _ in plan(quick=True):
+        assert row.what in shown
+        assert f"| {row.what} |" in written
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+    timing = (tmp_path / "timing.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["figure"] for line in timing] == names
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_suite_and_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def note(case: Case) -> dict[str, Any]:
+        taken.append(case.figure)
+        return RESULT
+
+    monkeypatch.setattr(benchmark, "spawn", note)
+    assert main(["benchmark", "--suite", "memory", "--only", "512", "--out", str(tmp_path)]) == 0
+    assert set(taken) == {"bytes"}
+    taken.clear()
+    assert main(["benchmark", "--only", "static_8192", "--out", str(tmp_path)]) == 0
+    assert taken == ["ratio"] * len(benchmark.RIVALS)
+    assert not (tmp_path / "benchmark.png").exists()
+
+
+def test_failures_are_counted_and_drawn_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_once(case: Case) -> dict[str, Any]:
+        return {"failed": "no memory"} if case.size == 8192 else {**RESULT, "median": 1e-9}
+
+    monkeypatch.setattr(benchmark, "spawn", fail_once)
+    assert main(["benchmark", "--only", "gaussian", "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert summary["missed"] == ["gaussian_8192_seconds", "gaussian_8192_bytes"]
+    assert summary["bars_kept"] == summary["bars"] - 2
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Case] = []
+
+    def stop_once(case: Case) -> dict[str, Any]:
+        if len(taken) == 2:
+            taken.append(case)
+            raise KeyboardInterrupt
+        taken.append(case)
+        return {**RESULT, "median": math.pi}
+
+    monkeypatch.setattr(benchmark, "spawn", stop_once)
+    arguments = ["benchmark", "--quick", "--only", "static", "--out", str(tmp_path)]
+    assert main(arguments) == 130
+    assert main([*arguments, "--resume"]) == 0
+    names = [row.name for row, _ in plan(quick=True) if "static" in row.name]
+    assert len(taken) == len(names) + 1
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert {summary[name] for name in names} == {math.pi}
+
+
+def test_an_unknown_choice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "--only", "nothing", "--out", str(tmp_path)]) == 2
+    assert "--only nothing" in capsys.readouterr().err

@@ -1,0 +1,143 @@
+"""The largest entries of a sum of outer products, against the dense gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ash import Factors, Mask, SourceBeforeTarget, UserError, growth
+from ash.pattern import ravel, unravel
+
+SHAPES = [((5,), (7,)), ((2, 3), (4,)), ((3,), (2, 1, 3)), ((1,), (1,)), ((1,), (30,)), ((30,), (1,))]
+KEYS = {"largest": torch.abs, "positive": lambda g: g, "negative": torch.neg}
+blocks = pytest.mark.parametrize("block", [1, 3, 8, 10**6])
+shapes = pytest.mark.parametrize(("out_shape", "in_shape"), SHAPES)
+
+
+def make(out_shape: tuple[int, ...], in_shape: tuple[int, ...], b: int = 6) -> Factors:
+    return Factors(
+        torch.randn(b, *in_shape, dtype=torch.float64), torch.randn(b, *out_shape, dtype=torch.float64)
+    )
+
+
+def best(dense: Tensor, n: int, by: str, barred: Tensor | None = None) -> Tensor:
+    """Flattened positions of the n entries that come first, of those not barred."""
+    score = KEYS[by](dense.flatten()).clone()
+    count = len(score)
+    if barred is not None:
+        score[barred.flatten()] = -torch.inf
+        count -= int(barred.sum())
+    return score.topk(min(n, count)).indices
+
+
+@shapes
+def test_dense_and_at(out_shape: tuple[int, ...], in_shape: tuple[int, ...]) -> None:
+    factors = make(out_shape, in_shape)
+    x, g = factors.x.unflatten(1, in_shape), factors.g.unflatten(1, out_shape)
+    expected = sum(torch.tensordot(g[i], x[i], 0) for i in range(6))
+    assert factors.shape == (*out_shape, *in_shape)
+    assert torch.allclose(factors.dense(), expected)
+    some = unravel(torch.randint(0, expected.numel(), (12,)), factors.shape)
+    assert torch.allclose(factors.at(some), expected[tuple(some.unbind(-1))])
+    assert factors.at(some[:0]).shape == (0,)
+
+
+@shapes
+@blocks
+@pytest.mark.parametrize("by", KEYS)
+@pytest.mark.parametrize("n", [1, 4, 1000])
+def test_top(
+    monkeypatch: pytest.MonkeyPatch,
+    out_shape: tuple[int, ...],
+    in_shape: tuple[int, ...],
+    block: int,
+    by: str,
+    n: int,
+) -> None:
+    monkeypatch.setattr(growth, "BLOCK", block)
+    factors = make(out_shape, in_shape)
+    indices, values = factors.top(n, by=by)
+    expected = best(factors.dense(), n, by)
+    assert ravel(indices, factors.shape).tolist() == expected.tolist()
+    assert torch.allclose(values, factors.dense().flatten()[expected])
+
+
+@blocks
+@pytest.mark.parametrize("by", KEYS)
+def test_top_leaves_out_what_is_excluded_or_not_admissible(
+    monkeypatch: pytest.MonkeyPatch, block: int, by: str
+) -> None:
+    monkeypatch.setattr(growth, "BLOCK", block)
+    factors = make((6,), (6,))
+    exclude = torch.tensor([35, 3, 3, 0, 20, 13])  # in any order, with copies
+    barred = torch.zeros(36, dtype=torch.bool)
+    barred[exclude] = True
+    found = factors.top(5, exclude=exclude, by=by)[0]
+    assert ravel(found, (6, 6)).tolist() == best(factors.dense(), 5, by, barred).tolist()
+    mask = torch.rand(6, 6) > 0.5
+    for admissible in (SourceBeforeTarget(6), Mask(mask)):
+        both = barred | ~admissible.contains(unravel(torch.arange(36), (6, 6)))
+        found = factors.top(1000, exclude=exclude, admissible=admissible, by=by)[0]
+        assert ravel(found, (6, 6)).tolist() == best(factors.dense(), 1000, by, both).tolist()
+        assert len(found) == 36 - int(both.sum())
+
+
+def test_nothing_is_left() -> None:
+    indices, values = make((2,), (2,)).top(3, exclude=torch.arange(4))
+    assert indices.shape == (0, 2)
+    assert values.shape == (0,)
+
+
+@blocks
+def test_ties_give_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(growth, "BLOCK", block)
+    factors = Factors(torch.ones(2, 6), torch.ones(2, 5))
+    indices, values = factors.top(7)
+    assert len(ravel(indices, (5, 6)).unique()) == 7
+    assert (values == 2).all()
+    zeros = Factors(torch.zeros(2, 6), torch.ones(2, 5)).top(7)[0]
+    assert len(ravel(zeros, (5, 6)).unique()) == 7
+
+
+@blocks
+def test_at_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(growth, "BLOCK", block)
+    factors = make((4,), (5,))
+    everywhere = unravel(torch.arange(20), (4, 5))
+    assert torch.allclose(factors.at(everywhere), factors.dense().flatten())
+
+
+def test_factors_add_up_over_batches() -> None:
+    one, other = make((2, 2), (3,), 4), make((2, 2), (3,), 5)
+    assert torch.allclose((one + other).dense(), one.dense() + other.dense())
+
+
+def test_it_is_the_gradient_of_a_dense_layer() -> None:
+    x, weight = (
+        torch.randn(8, 5, dtype=torch.float64),
+        torch.randn(3, 5, dtype=torch.float64, requires_grad=True),
+    )
+    y = x @ weight.t()
+    y.retain_grad()
+    y.square().sum().backward()
+    assert y.grad is not None
+    assert torch.allclose(Factors(x, y.grad).dense(), weight.grad)
+
+
+def test_an_empty_batch_has_a_gradient_of_zero() -> None:
+    factors = make((3,), (4,), 0)
+    assert torch.equal(factors.dense(), torch.zeros(3, 4, dtype=torch.float64))
+    assert (factors.top(2)[1] == 0).all()
+
+
+def test_factors_hold_no_graph() -> None:
+    factors = Factors(torch.randn(2, 3, requires_grad=True), torch.randn(2, 4, requires_grad=True))
+    assert not factors.dense().requires_grad
+
+
+def test_bad_factors() -> None:
+    with pytest.raises(UserError, match="unknown order 'biggest'"):
+        make((2,), (2,)).top(1, by="biggest")
+    with pytest.raises(UserError, match="n=0"):
+        make((2,), (2,)).top(0)
+    with pytest.raises(UserError, match="expected the same"):
+        _ = make((2,), (2,)) + make((2,), (3,))
