@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import TypeVar
@@ -69,8 +70,8 @@ def positive(name: str, value: float, *, zero: bool = False) -> None:
 def shape(name: str, value: object, *, empty: bool = False) -> tuple[int, ...]:
     """`value` (an int or a sequence of ints) as a tuple of sizes of at least 1."""
     try:
-        sizes = (int(value),) if isinstance(value, int) else tuple(int(s) for s in value)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
+        sizes = tuple(map(operator.index, value if isinstance(value, Iterable) else (value,)))
+    except TypeError:
         raise UserError(f"{name}={value!r}; expected an int or a sequence of ints, such as (28, 28).") from None
     require(empty or len(sizes) > 0, f"{name}={value!r}; expected at least one dimension.")
     require(all(s >= 1 for s in sizes), f"{name}={value!r}; expected sizes of at least 1.")
@@ -85,9 +86,9 @@ def check_finite(x: Tensor, module: nn.Module) -> None:
     """
     if not x.is_floating_point() or not x.numel() or torch.compiler.is_compiling():
         return
-    total = x.detach().sum()
+    total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))  # float16 overflows at 65,504
     if x.is_cuda:
-        torch._assert_async(torch.isfinite(total))  # type: ignore[no-untyped-call]
+        torch._assert_async(torch.isfinite(total))
         return
     if torch._C._functorch.is_functorch_wrapped_tensor(total) or math.isfinite(total.item()):
         return

@@ -20,10 +20,10 @@ class Means(nn.Module, ABC):
 
     offset: nn.Parameter
 
-    def __init__(self, k: int, sizes: Sequence[int], device: object = None, dtype: torch.dtype | None = None):
+    def __init__(self, k: int, sizes: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         self.sizes = tuple(sizes)
-        self.offset = nn.Parameter(torch.zeros(k, len(self.sizes), device=device, dtype=dtype))  # type: ignore[arg-type]
+        self.offset = nn.Parameter(torch.zeros(k, len(self.sizes), device=device, dtype=dtype))
 
     @property
     def top(self) -> Float[Tensor, " q"]:
@@ -40,7 +40,7 @@ class Means(nn.Module, ABC):
 
     def settle(self, scales: Float[Tensor, "k s"]) -> None:
         """Called once after every optimizer step, without gradients; default: nothing."""
-        return None
+        return
 
 
 class Anchored(Means):
@@ -54,7 +54,7 @@ class Anchored(Means):
     anchor: Tensor
     fraction: Tensor
 
-    def __init__(self, k: int, sizes: Sequence[int], device: object = None, dtype: torch.dtype | None = None):
+    def __init__(self, k: int, sizes: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__(k, sizes, device, dtype)
         self.register_buffer("anchor", torch.zeros_like(self.offset, dtype=torch.int64, requires_grad=False))
         self.register_buffer("fraction", torch.zeros_like(self.offset, requires_grad=False))

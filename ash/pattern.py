@@ -64,8 +64,8 @@ class CSRPattern:
     """Where the n entries of a (rows × cols) matrix lie, row by row; duplicates stay separate and add up.
 
     `arrange` puts values into the order of the CSR arrays. Entries that are given row by row stay as they are,
-    without a sort or a copy. Index arrays are int32 where positions and counts fit, because CSR products on them are up to
-    three times as fast.
+    without a sort or a copy. Index arrays are int32 where positions and counts fit, because CSR products on
+    them are up to three times as fast.
     """
 
     def __init__(self, rows: Int64[Tensor, " n"], cols: Int64[Tensor, " n"], shape: tuple[int, int]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64
@@ -77,11 +78,13 @@ def sample_points(
     plan: Sampling,
     generator: torch.Generator,
     proposals: Int64[Tensor, "g q"] | None = None,
+    groups: tuple[Int64[Tensor, " g"], Int64[Tensor, " k"]] | None = None,
 ) -> Int64[Tensor, "*b k m q"]:
     """The m integer points of each tuple within a tensor of `sizes` (its q learned columns).
 
     The nearest corner comes first. `proposals` are dealt out in random order to the guided samples; where
-    there are none, uniform points take their place, so that m never changes.
+    there are none, uniform points take their place, so that m never changes. With `groups` (the flattened fixed
+    columns of proposals and of tuples) a tuple gets proposals of its own group only.
     """
     parts = [corner_points(tuples, sizes)] if plan.corners else []
     if plan.global_samples:
@@ -89,7 +92,8 @@ def sample_points(
     if plan.local_samples:
         parts.append(_local(tuples, sizes, plan, generator))
     if plan.guided_samples:
-        parts.append(_guided(tuples, sizes, plan.guided_samples, generator, proposals))
+        uniform = _uniform(tuples, sizes, plan.guided_samples, generator)
+        parts.append(uniform if proposals is None else _guided(uniform, generator, proposals, groups))
     return torch.cat(parts, dim=-2)
 
 
@@ -133,18 +137,31 @@ def _local(tuples: IndexTuples, sizes: Sequence[int], plan: Sampling, generator:
     return torch.minimum(low.clamp(min=0), top) + _uniform(tuples, widths, count, generator)
 
 
-def _guided(
-    tuples: IndexTuples, sizes: Sequence[int], count: int, generator: torch.Generator, proposals: Tensor | None
-) -> Tensor:
-    points = _uniform(tuples, sizes, count, generator)
-    if proposals is None or not len(proposals):
+def _guided(points: Tensor, generator: torch.Generator, proposals: Tensor, groups: Any) -> Tensor:
+    if not len(proposals):
         return points
+    if groups is not None:
+        return _guided_within(points, generator, proposals, *groups)
     shape = points.shape
     flat = points.reshape(-1, shape[-1])
     used = min(len(proposals), len(flat))
     places = torch.randperm(len(flat), generator=generator, device=flat.device)[:used]
     chosen = torch.randperm(len(proposals), generator=generator, device=flat.device)[:used]
     return flat.index_copy(0, places, proposals[chosen]).reshape(shape)
+
+
+def _guided_within(
+    points: Tensor, generator: torch.Generator, proposals: Tensor, theirs: Tensor, own: Tensor
+) -> Tensor:
+    """Every tuple goes through the proposals of its group from a random one on, as far as they reach."""
+    ordered, order = torch.sort(theirs)
+    low = torch.searchsorted(ordered, own).unsqueeze(-1)
+    count = torch.searchsorted(ordered, own, right=True).unsqueeze(-1) - low
+    start = torch.randint(0, 2**62, low.shape, device=low.device, generator=generator)
+    slot = torch.arange(points.shape[-2], device=low.device)
+    place = low + (start % count.clamp(min=1) + slot) % count.clamp(min=1)
+    chosen = proposals[order[place.clamp(max=len(order) - 1)]]
+    return torch.where((slot < count).unsqueeze(-1), chosen, points)
 
 
 def duplicates(ids: Int64[Tensor, "c p"]) -> Bool[Tensor, "c p"]:

@@ -70,7 +70,7 @@ def _table(
     point_groups, tuple_groups = groups if groups is not None else (None, None)
     return Table(
         (points - origin).to(dtype).movedim(-1, 0).contiguous(),
-        None if alive.all() else torch.zeros(alive.shape, dtype=dtype, device=alive.device).masked_fill_(~alive, torch.inf),
+        None if alive.all() else torch.where(alive, 0.0, torch.inf).to(dtype),
         (near + offset).contiguous() if joined else near.contiguous(),
         None if joined else offset.contiguous(),
         scales.to(dtype).clamp(min=SMALLEST).reciprocal().movedim(-1, 0).contiguous(),
@@ -129,7 +129,7 @@ class _PointWeights(torch.autograd.Function):
         dtype = table.points.dtype
         weights = torch.zeros(table.points.shape[1:], dtype=dtype, device=values.device)
         with _full_precision(values):
-            for c, t in blocks(*values.shape, weights.shape[1]):
+            for c, t in blocks(values.shape[0], values.shape[1], weights.shape[1]):
                 part = table.part(c, t)
                 share = kernel.shares(_distances(part)[1], part.points.shape[0])
                 weights[c].add_(torch.bmm(values[c, None, t].to(dtype), share).squeeze(1))
@@ -211,7 +211,7 @@ def point_weights(
     if len(points) == 1 and not alive.all():
         return _among_living(kernel, points, alive, anchors, residuals, scales, values, groups, extent)
     table = _table(points, alive, anchors, residuals.detach(), scales.detach(), groups, extent)
-    return _PointWeights.apply(values, residuals, scales, kernel, table)  # type: ignore[no-any-return]
+    return _PointWeights.apply(values, residuals, scales, kernel, table)
 
 
 def _among_living(

@@ -39,7 +39,8 @@ class Template:
             f"expected integers of shape (k, {len(self.columns)}).",
         )
         require(
-            not self.columns or len(given) > 0, f"no fixed indices for the columns {self.columns}; expected k >= 1 rows."
+            not self.columns or len(given) > 0,
+            f"no fixed indices for the columns {self.columns}; expected k >= 1 rows.",
         )
         self.indices = given.long()
 

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ash import Anneal, Context, Factors, GaussianWiring, Rescue, Sampling, SparseLayer, SparseWeight, clear_state
-from ash import plot
+from ash import Anneal, Context, Factors, GaussianWiring, Rescue, Sampling, SparseLayer, SparseWeight, clear_state, plot
 from ash.contract import contract
 from ash.pattern import ravel, unravel
+from experiments.identity_options import Options
 from experiments.runs import restore, training_state
-
-
-class Settings(Protocol):
-    """What a learner reads of an experiment's options."""
-
-    k: int | None
-    values: str | None
-    method: str
-    kernel: str
-    context: str
-    chunk_size: int
-    means: str
-    global_samples: int
-    local_samples: int
-    guided_samples: int
-    subset: float | None
-    mean_lr: float
-    scale_lr: float
-    value_lr: float
-    scale_decay: float | None
-    scale_floor: float | None
-    ceiling_steps: int | None
-    rescue_every: int | None
 
 
 class Learner(ABC):
@@ -84,7 +61,7 @@ class Learner(ABC):
 class Tuples(Learner):
     """Index tuples in a `SparseLayer`, trained by Adam; with learned values a `Rescue` now and then."""
 
-    def __init__(self, options: Settings, shape: tuple[int, int], device: torch.device):
+    def __init__(self, options: Options, shape: tuple[int, int], device: torch.device):
         n = max(shape)
         self.learned_values = options.values == "learned"
         ceiling = Anneal(max(1.0, n / 2), 1.0, options.ceiling_steps) if options.ceiling_steps else max(1.0, n / 2)
@@ -155,7 +132,7 @@ class Greedy(Learner):
 
     every = 10
 
-    def __init__(self, options: Settings, shape: tuple[int, int], device: torch.device):
+    def __init__(self, options: Options, shape: tuple[int, int], device: torch.device):
         self.shape, self.learned_values = shape, options.values == "learned"
         ids = torch.randperm(shape[0] * shape[1], device=device)[: options.k]
         self.module = nn.Module()
@@ -221,7 +198,7 @@ class Reinforce(Learner):
 
     learned_values = False
 
-    def __init__(self, options: Settings, shape: tuple[int, int], device: torch.device):
+    def __init__(self, options: Options, shape: tuple[int, int], device: torch.device):
         self.shape, k = shape, int(options.k or 1)
         self.module = nn.Module()
         self.top = torch.tensor(shape, device=device) - 1
@@ -270,6 +247,6 @@ class Reinforce(Learner):
 METHODS = {"ash": Tuples, "greedy": Greedy, "reinforce": Reinforce}
 
 
-def make_learner(options: Settings, shape: tuple[int, ...], device: torch.device) -> Learner:
+def make_learner(options: Options, shape: tuple[int, ...], device: torch.device) -> Learner:
     """The learner of `options.method` for a matrix of `shape`."""
     return METHODS[options.method](options, (shape[0], shape[1]), device)  # type: ignore[abstract]

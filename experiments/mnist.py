@@ -53,7 +53,7 @@ from experiments.data import Images, digits, download_mnist, mnist, standardise,
 from experiments.runs import Run, RunOptions
 
 VALIDATION, WIDTH, QUICK = 0.1, 300, 1000
-MNIST: dict[str, Any] = {"density": 0.05, "epochs": 14, "batch": 256}
+MNIST: dict[str, Any] = {"density": 0.05, "epochs": 30, "batch": 256}
 DIGITS: dict[str, Any] = {"density": 0.1, "epochs": 100, "batch": 64}
 PARTS = ("train_x", "train_y", "validation_x", "validation_y", "test_x", "test_y")
 
@@ -79,7 +79,7 @@ class Options(RunOptions):
     spread: float = 0.2
     """Deviation of the starting positions around the centre, as a share of the image's size."""
     epochs: int | None = None
-    """Passes over the training set; 14, digits 100."""
+    """Passes over the training set; 30, digits 100."""
     batch: int | None = None
     """Images in a batch; 256, digits 64."""
     lr: float = 1e-2

@@ -143,9 +143,8 @@ class Trial:
         target = self.target.nonzero()
         plot.row(list(chosen.values()), run.path("row.png"), target=target)
         for frame in chosen.values() if frames else ():
-            plot.save(plot.means(frame, target=target).figure, run.path(f"means{frame.step:04d}.png"))
-        last = plot.means(self.history.frames[-1:], target=target)
-        plot.save(last.figure, run.path("means.png"))
+            plot.row([frame], run.path(f"means{frame.step:04d}.png"), target=target)
+        plot.row(self.history.frames[-1:], run.path("means.png"), target=target)
         plot.animate(self.history, run.path("means.gif"))
         times = [point["step"] for point in self.curve]
         names = {"rounded network": "rounded_mse", "sampled network": "sampled_mse"}

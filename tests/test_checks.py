@@ -1,5 +1,6 @@
 """The wording of user errors."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -39,7 +40,9 @@ def test_shapes() -> None:
     assert shape("s", 3) == (3,)
     assert shape("s", [3, 4]) == shape("s", torch.Size((3, 4))) == (3, 4)
     assert shape("s", (), empty=True) == ()
-    for value in (0, (3, -1), (), "ab", None, 2.5):
+    assert shape("s", np.int64(3)) == (3,)
+    assert shape("s", np.array([3, 4])) == (3, 4)
+    for value in (0, (3, -1), (), "28", None, 2.5, (2.5, 3)):
         with pytest.raises(UserError, match="s="):
             shape("s", value)
 

@@ -121,6 +121,14 @@ def test_bounds_follow_their_schedules() -> None:
         assert torch.allclose(wiring.scales().flatten(), torch.tensor([floor(count), ceiling(count)]))
 
 
+def test_a_floor_that_falls_to_zero_is_none() -> None:
+    wiring = GaussianWiring(64, 64, 2, scale_floor=Anneal(1.0, 0.0, 1, "linear"))
+    with torch.no_grad():
+        wiring.log_scale.fill_(-9.0)
+    wiring.settle()
+    assert torch.allclose(wiring.log_scale, torch.full((2, 1), -9.0))
+
+
 def test_a_floor_above_the_ceiling_wins_in_the_course_of_a_schedule() -> None:
     wiring = GaussianWiring(64, 64, 2, scale_floor=1.0, scale_ceiling=Anneal(4.0, 0.1, 1))
     with torch.no_grad():
@@ -331,6 +339,23 @@ def test_proposals_are_the_largest_entries_of_the_gradient(values: str, sign: in
     assert set(ravel(wiring.proposals, (9, 9)).tolist()) == set(expected.tolist())
     drawn = ravel(wiring(x).indices, (9, 9))
     assert torch.isin(expected, drawn).all()
+
+
+def test_with_a_template_proposals_go_to_tuples_that_can_use_them() -> None:
+    template = Template.per_output((6,), (50,), 1)
+    wiring = GaussianWiring(6, 50, template=template, sampling=Sampling(False, 0, 0, 2))
+    layer = SparseLinear(50, 6, wiring=wiring)
+    kept: list[Tensor] = []
+    x = torch.randn(4, 50)
+    y = layer(x)
+    y.register_hook(kept.append)
+    y.square().sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=1e-3).step()
+    best = Factors(x, kept[0]).dense().abs().flatten().topk(12).indices
+    drawn = ravel(wiring(x).indices, (6, 50)).reshape(6, 2)
+    for row, entries in enumerate(drawn):
+        suited = best[best // 50 == row]
+        assert torch.isin(entries, suited).sum() >= min(2, len(suited))
 
 
 def test_proposals_are_admissible() -> None:

@@ -13,7 +13,7 @@ import torch
 from ash import UserError
 from ash.pattern import ravel
 from experiments.__main__ import main
-from experiments.identity import BLOG_FRAMES, PRESETS, Options, resolved
+from experiments.identity_options import BLOG_FRAMES, PRESETS, Options, resolved
 from experiments.learners import METHODS, Learner, make_learner
 from experiments.recovery import Trial, make_target
 

@@ -35,9 +35,7 @@ def placed(draw: st.DrawFn) -> tuple[IndexTuples, tuple[int, ...]]:
     """Some tuples with means inside a tensor of up to four columns, some of size 1."""
     sizes = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 7, 10**7]), min_size=0, max_size=4)))
     batch = draw(st.sampled_from([(3,), (2, 3), (0,)]))
-    means = torch.rand(*batch, len(sizes), dtype=torch.float64) * (
-        torch.tensor(sizes, dtype=torch.float64) - 1
-    )
+    means = torch.rand(*batch, len(sizes), dtype=torch.float64) * (torch.tensor(sizes, dtype=torch.float64) - 1)
     scale = draw(st.sampled_from([1e-6, 0.5, 3.0, 1e6]))
     return tuples_at(means, scale), sizes
 
@@ -68,9 +66,7 @@ def test_corners_are_the_integer_points_around_the_mean_nearest_first(
     tuples, sizes = case
     corners = corner_points(tuples, sizes)
     assert torch.equal(corners[..., 0, :], tuples.rounded(sizes))
-    for mean, found in zip(
-        tuples.means.flatten(0, -2).tolist(), corners.flatten(0, -3).tolist(), strict=True
-    ):
+    for mean, found in zip(tuples.means.flatten(0, -2).tolist(), corners.flatten(0, -3).tolist(), strict=True):
         around = [{math.floor(m), math.ceil(m)} for m in mean]
         expected = set(itertools.product(*around))
         inside = {tuple(point) for point in found}
@@ -191,6 +187,25 @@ def test_proposals_go_to_random_places() -> None:
     places = (points == 0).all(-1).nonzero().squeeze(-1)
     assert len(places) == 50
     assert places.tolist() != list(range(50))
+
+
+def test_with_fixed_columns_a_tuple_gets_proposals_of_its_own_group() -> None:
+    plan = Sampling(corners=False, global_samples=0, local_samples=0, guided_samples=3)
+    theirs = torch.tensor([5, 2, 5, 2, 5, 7, 5])
+    proposals = torch.arange(7)[:, None]
+    own = torch.tensor([5, 2, 9, 7, 5])
+    points = sample_points(
+        tuples_at(torch.zeros(5, 1)), (10**9,), plan, generator_from(0, CPU), proposals, (theirs, own)
+    ).squeeze(-1)
+    for group, found in zip(own.tolist(), points.tolist(), strict=True):
+        suited = {i for i, g in enumerate(theirs.tolist()) if g == group}
+        dealt = [point for point in found if point < 7]
+        assert set(dealt) <= suited
+        assert len(set(dealt)) == len(dealt) == min(3, len(suited))
+    many = sample_points(
+        tuples_at(torch.zeros(40, 1)), (9,), plan, generator_from(0, CPU), proposals, (theirs, torch.full((40,), 5))
+    )
+    assert set(many[:, 0, 0].tolist()) == {0, 2, 4, 6}
 
 
 @given(st.integers(0, 5), st.integers(0, 40), st.integers(1, 50))

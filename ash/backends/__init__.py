@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from functools import cache
 
+import ash.backends.torch  # noqa: F401 – its operators register on import, which must not fall into a transform
 from ash.backends.base import Backend
 from ash.checks import choose
 

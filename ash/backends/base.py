@@ -17,7 +17,7 @@ class Backend(ABC):
 
     def check(self) -> None:
         """Raise `BackendUnavailable` where the backend cannot run; the default runs everywhere."""
-        return None
+        return
 
     @abstractmethod
     def matmul(self, weight: SparseWeight, x: Float[Tensor, "i e"]) -> Float[Tensor, "o e"]:

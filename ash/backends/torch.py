@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ash.backends import compiled
 from ash.backends.base import Backend
 from ash.pattern import compress
 from ash.weight import SparseWeight
@@ -156,8 +157,10 @@ class Torch(Backend):
         pattern = weight.pattern
         wide = x.is_cpu and x.dtype in (torch.float16, torch.bfloat16)
         source = x.float() if wide else x
-        known = pattern.transposed if x.requires_grad and torch.is_grad_enabled() else (None, None, None)
         values = pattern.arrange(weight.values).to(source.dtype)
+        if compiled.serves(pattern.nnz, source.t()):
+            return compiled.rows_matmul(values, pattern.crow, pattern.col, source.t()).t().to(x.dtype)
+        known = pattern.transposed if x.requires_grad and torch.is_grad_enabled() else (None, None, None)
         y = csr_matmul(values, pattern.crow, pattern.col, source.contiguous(), *known)
         return y.to(x.dtype)
 

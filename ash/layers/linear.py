@@ -57,8 +57,8 @@ class SparseLayer(nn.Module):
 
     Shapes: `(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`.
 
-    Raises `UserError` for shapes that do not fit, an unknown or unavailable backend, and for input that is NaN or infinite; `layer.check_input =
-    False` leaves the latter out.
+    Raises `UserError` for shapes that do not fit, an unknown or unavailable backend, and for input that is NaN
+    or infinite; `layer.check_input = False` leaves the latter out.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ class Wiring(nn.Module, ABC):
 
     def observe(self, factors: Factors) -> None:
         """Receive the factors of the gradient of the batch that has just been through; default: ignore them."""
-        return None
+        return
 
     def rewire(self, score: Factors) -> RewireReport:
         """Move entries, led by the gradient of the loss by the weight tensor; default: nothing changes."""

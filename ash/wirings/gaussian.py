@@ -18,6 +18,7 @@ from ash.means import get_means
 from ash.pattern import CSRPattern, ravel
 from ash.sampling import Sampling, corner_points, generator_from, new_seed, sample_points
 from ash.schedules import Schedule, at
+from ash.shares import SMALLEST
 from ash.template import Admissible, Template
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
@@ -111,11 +112,10 @@ class GaussianWiring(Wiring):
         self.scale_ceiling = max(1.0, max(self.sizes, default=1) / 2) if scale_ceiling is None else scale_ceiling
         self.subset, self.per_instance = subset, per_instance
         self._check_options()
-        factory = {"device": device, "dtype": dtype}
         columns = max(1, len(self.sizes)) if scale_per_column else 1
-        self.means = get_means(means)(k, self.sizes, **factory)
-        self.log_scale = nn.Parameter(torch.zeros(k, columns, **factory))  # type: ignore[arg-type]
-        ones = torch.ones(k, **factory)  # type: ignore[arg-type]
+        self.means = get_means(means)(k, self.sizes, device, dtype)
+        self.log_scale = nn.Parameter(torch.zeros(k, columns, device=device, dtype=dtype))
+        ones = torch.ones(k, device=device, dtype=dtype)
         if self.learned_values:
             self.values = nn.Parameter(ones)
         else:
@@ -217,7 +217,8 @@ class GaussianWiring(Wiring):
     def tuples(self) -> IndexTuples:
         """The tuples as they are, in the learned columns; differentiable."""
         scales = self.scales()
-        return IndexTuples(*self.means(scales), scales, self.values)
+        anchors, residuals = self.means(scales)
+        return IndexTuples(anchors, residuals, scales, self.values)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -230,7 +231,7 @@ class GaussianWiring(Wiring):
         if not self._owns_parameters() or not self._moved():
             return
         self.step += 1
-        self.log_scale -= self.scale_decay
+        self.log_scale.sub_(self.scale_decay)
         self._clamp_scales()
         self.means.settle(self.log_scale.exp())
         self._take_proposals()
@@ -252,7 +253,7 @@ class GaussianWiring(Wiring):
 
     def _clamp_scales(self) -> None:
         step = int(self.step)
-        low, high = math.log(at(self.scale_floor, step)), math.log(at(self.scale_ceiling, step))
+        low, high = (math.log(max(at(bound, step), SMALLEST)) for bound in (self.scale_floor, self.scale_ceiling))
         self.log_scale.clamp_(low, max(low, high))
 
     # --- one draw ------------------------------------------------------------------------------------
@@ -272,8 +273,7 @@ class GaussianWiring(Wiring):
         if self.per_instance:
             require(x is not None, "per_instance wiring without an input; call wiring(x), so that b is known.")
             tuples = _expand(tuples, x.shape[0])  # type: ignore[union-attr]
-        proposals = self._own_proposals(generator) if self.sampling.guided_samples else None
-        points = sample_points(tuples, self.sizes, self.sampling, generator, proposals)
+        points = sample_points(tuples, self.sizes, self.sampling, generator, *self._own_proposals(fixed))
         if not self.admissible.everything:
             points[..., 0, :] = self._nearest(tuples, fixed)[..., list(self.template.learned)]
         full = self.template.fill(points, fixed)
@@ -391,8 +391,14 @@ class GaussianWiring(Wiring):
         self.proposal_count.fill_(len(indices))
         self._pending = None
 
-    def _own_proposals(self, generator: torch.Generator) -> Tensor:
-        return self.proposals[: int(self.proposal_count), list(self.template.learned)]
+    def _own_proposals(self, fixed: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Proposals in the learned columns and, where columns are fixed, which proposals suit which tuples."""
+        if not len(self.proposals):
+            return None, None
+        entries, columns = self.proposals[: int(self.proposal_count)], list(self.template.columns)
+        sizes = [self.shape[c] for c in columns]
+        groups = (ravel(entries[:, columns], sizes), ravel(fixed, sizes)) if columns else None
+        return entries[:, list(self.template.learned)], groups
 
     @torch.no_grad()
     def rewire(self, score: Factors, rescue: Rescue | None = None) -> RewireReport:

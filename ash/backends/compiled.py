@@ -1,0 +1,175 @@
+"""CSR product, its transpose and SDDMM for a batch that lies row by row, compiled by numba for the CPU.
+
+    y = rows_matmul(W, x) = x Wᵀ      dL/dx = rows_matmul_back(W, g) = g W      dL/dW = rows_sddmm(g, x)
+
+Each operator's derivative is made of the three. None needs the structure of the transpose. `serves` says
+where they beat the library's CSR product; without numba it is False everywhere.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LEAST_BATCH = 8
+"""Below, most lanes of a block would be empty."""
+LEAST_WORK = 1 << 16
+"""Entries × batch below which the calls cost more than the kernels save."""
+
+enabled = True
+"""False keeps the compiled kernels out of use."""
+
+
+@cache
+def available() -> bool:
+    """Whether numba can be imported; does not import it."""
+    return find_spec("numba") is not None
+
+
+@cache
+def _lanes() -> ModuleType:
+    from ash.backends import lanes
+
+    return lanes
+
+
+def _width(x: Tensor) -> int:
+    return int(_lanes().BYTES) // x.element_size()
+
+
+def serves(nnz: int, x: Tensor) -> bool:
+    """Whether the operators serve, and pay, for a batch x `(b, columns)` and a matrix of nnz entries.
+
+    They split the batch alone among threads: with more than two threads for every block of the batch, a
+    product that splits rows is ahead.
+    """
+    if not (enabled and x.is_cpu and x.dtype in (torch.float32, torch.float64) and x.is_contiguous()):
+        return False
+    if x.shape[0] < LEAST_BATCH or nnz * x.shape[0] < LEAST_WORK or not available():
+        return False
+    return torch.get_num_threads() <= 2 * -(-x.shape[0] // _width(x))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "ash-kernels")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+
+
+def _pieces(x: Tensor) -> list[tuple[int, int]]:
+    """The batch in as many runs of whole blocks as there are threads for."""
+    b, width = x.shape[0], _width(x)
+    blocks = -(-b // width)
+    count = min(torch.get_num_threads(), blocks)
+    ends = [min(b, width * (blocks * i // count)) for i in range(count + 1)]
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+def _run(task: Callable[[int, int, int], None], pieces: list[tuple[int, int]]) -> None:
+    """task(number, begin, end) for every piece: the first here, the others in threads."""
+    others = []
+    if len(pieces) > 1:
+        pool = _pool(torch.get_num_threads() - 1)
+        others = [pool.submit(task, i, *piece) for i, piece in enumerate(pieces) if i]
+    task(0, *pieces[0])
+    for other in others:
+        other.result()
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+def _blocks(x: Tensor, pieces: int, size: int) -> Any:
+    return torch.empty(pieces, size, _width(x), dtype=x.dtype).numpy()
+
+
+def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size: int) -> Tensor:
+    y = x.new_zeros(x.shape[0], size) if not len(matrix[0]) else x.new_empty(x.shape[0], size)
+    if not len(matrix[0]) or not y.numel():
+        return y
+    pieces = _pieces(x)
+    *csr, given, found = _arrays(*matrix, x, y)
+    source, target = _blocks(x, len(pieces), x.shape[1]), _blocks(x, len(pieces), size)
+    _run(lambda i, begin, end: kernel(*csr, given, found, source[i], target[i], begin, end), pieces)
+    return y
+
+
+@torch.library.custom_op("ash::rows_matmul", mutates_args=())
+def rows_matmul(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
+    """(rows × columns in CSR), (b, columns) -> x · Wᵀ, (b, rows)."""
+    return _product(_lanes().multiply, (values, crow, col), x, len(crow) - 1)
+
+
+@torch.library.custom_op("ash::rows_matmul_back", mutates_args=())
+def rows_matmul_back(values: Tensor, crow: Tensor, col: Tensor, g: Tensor, columns: int) -> Tensor:
+    """(rows × columns in CSR), (b, rows) -> g · W, (b, columns)."""
+    return _product(_lanes().multiply_back, (values, crow, col), g, columns)
+
+
+@torch.library.custom_op("ash::rows_sddmm", mutates_args=())
+def rows_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    """(b, rows), (b, columns) -> the entries of gᵀ · x at a CSR structure, in its order."""
+    if not len(col) or not len(x):
+        return x.new_zeros(len(col))
+    pieces = _pieces(x)
+    parts = x.new_zeros(len(pieces), len(col))
+    given, found, *csr, sums = _arrays(g, x, crow, col, parts)
+    source, target = _blocks(x, len(pieces), x.shape[1]), _blocks(x, len(pieces), g.shape[1])
+    kernel = _lanes().sample
+    _run(lambda i, begin, end: kernel(given, found, *csr, sums[i], source[i], target[i], begin, end), pieces)
+    return parts.sum(0) if len(pieces) > 1 else parts.squeeze(0)
+
+
+@rows_matmul.register_fake
+def _(values, crow, col, x):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], crow.shape[0] - 1)
+
+
+@rows_matmul_back.register_fake
+def _(values, crow, col, g, columns):  # type: ignore[no-untyped-def]
+    return g.new_empty(g.shape[0], columns)
+
+
+@rows_sddmm.register_fake
+def _(g, x, crow, col):  # type: ignore[no-untyped-def]
+    return x.new_empty(col.shape[0])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, crow, col, x = ctx.saved_tensors
+    d_values = rows_sddmm(grad, x, crow, col) if ctx.needs_input_grad[0] else None
+    d_x = rows_matmul_back(values, crow, col, grad, x.shape[1]) if ctx.needs_input_grad[3] else None
+    return d_values, None, None, d_x
+
+
+def _back_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, crow, col, g = ctx.saved_tensors
+    d_values = rows_sddmm(g, grad, crow, col) if ctx.needs_input_grad[0] else None
+    d_g = rows_matmul(values, crow, col, grad) if ctx.needs_input_grad[3] else None
+    return d_values, None, None, d_g, None
+
+
+def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    g, x, crow, col = ctx.saved_tensors
+    d_g = rows_matmul(grad, crow, col, x) if ctx.needs_input_grad[0] else None
+    d_x = rows_matmul_back(grad, crow, col, g, x.shape[1]) if ctx.needs_input_grad[1] else None
+    return d_g, d_x, None, None
+
+
+rows_matmul.register_autograd(_matmul_backward, setup_context=_save)
+rows_matmul_back.register_autograd(_back_backward, setup_context=_save)
+rows_sddmm.register_autograd(_sddmm_backward, setup_context=_save)

@@ -1,0 +1,40 @@
+"""The README's code runs, and what it names exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.__main__ import EXPERIMENTS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_code_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(BLOCKS) >= 2
+    names: dict[str, object] = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "torch.Size([64, 300])" in printed and "torch.Size([5, 10])" in printed
+
+
+def test_every_command_is_an_experiment_or_a_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in re.findall(r"python -m experiments ([a-z]+)", README):
+        assert name in EXPERIMENTS
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_every_picture_and_every_name_exists() -> None:
+    import ash
+
+    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file()
+    for name in re.findall(r"`ash\.(\w+)", README):
+        assert hasattr(ash, name), name
