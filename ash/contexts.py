@@ -81,7 +81,7 @@ def spread(
     q, batch = points.shape[-1], points.shape[:-3]
     order = context.order(k, generator, points.device)
     if order is not None:
-        reach = torch.where(order >= 0, order, order[:, :1]).flatten()  # padding repeats a chunk's first tuple
+        reach = torch.where(order >= 0, order, order[:, :1]).flatten()  # padding: a chunk's first tuple again
         tuples, points, full = tuples.take(reach), points.index_select(-3, reach), full.index_select(-3, reach)
     c, t = (k // context.size(k), context.size(k)) if order is None else tuple(order.shape)
     c *= math.prod(batch)
@@ -91,9 +91,7 @@ def spread(
         alive &= admissible.contains(full).reshape(c, t * m)
     values = tuples.values.reshape(c, t)
     if order is not None:
-        real = (order >= 0).repeat(math.prod(batch), 1)
-        alive &= real.repeat_interleave(m, dim=1)
-        values = values * real
+        values = values * (order >= 0).repeat(math.prod(batch), 1)
     weights = point_weights(
         kernel,
         points.reshape(c, t * m, q),

@@ -26,7 +26,7 @@ class Factors:
         g: `(b, *out_shape)`, gradients of the loss by the outputs.
     """
 
-    def __init__(self, x: Float[Tensor, "b *in_shape"], g: Float[Tensor, "b *out_shape"]):
+    def __init__(self, x: Float[Tensor, " b *in_shape"], g: Float[Tensor, " b *out_shape"]):
         require(x.shape[0] == g.shape[0], f"{x.shape[0]} inputs and {g.shape[0]} gradients; expected as many.")
         self.in_shape, self.out_shape = tuple(x.shape[1:]), tuple(g.shape[1:])
         self.x, self.g = x.detach().flatten(1), g.detach().flatten(1)

@@ -20,7 +20,13 @@ class Means(nn.Module, ABC):
 
     offset: nn.Parameter
 
-    def __init__(self, k: int, sizes: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        k: int,
+        sizes: Sequence[int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.sizes = tuple(sizes)
         self.offset = nn.Parameter(torch.zeros(k, len(self.sizes), device=device, dtype=dtype))
@@ -54,7 +60,13 @@ class Anchored(Means):
     anchor: Tensor
     fraction: Tensor
 
-    def __init__(self, k: int, sizes: Sequence[int], device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        k: int,
+        sizes: Sequence[int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(k, sizes, device, dtype)
         self.register_buffer("anchor", torch.zeros_like(self.offset, dtype=torch.int64, requires_grad=False))
         self.register_buffer("fraction", torch.zeros_like(self.offset, requires_grad=False))

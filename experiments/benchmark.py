@@ -3,8 +3,8 @@
 Before a figure is taken, the layer's output and gradients are compared with the dense oracle on a small
 problem. A step is a forward and a backward pass, to the parameters and to the input. Times are medians of
 several steps. Memory is the peak of the resident set over making the layer, making its input and two steps,
-less the base: the resident set after the imports and after a step of a tiny layer, which loads what torch
-loads on first use. Ratios are of steps that alternate in one process.
+less the base: the resident set after the imports and after a step of a small layer, which loads and compiles
+what is needed on first use (the table says how much that is). Ratios are of steps that alternate in one process.
 
 Keys of `summary.json` besides the standard ones: for every figure its name with the median, in seconds
 (`…_seconds`), bytes (`…_bytes`) or as a ratio; `bars` and `bars_kept`, how many figures have a bar and how
@@ -21,6 +21,7 @@ many keep to it; `missed`, the names of those that do not. The figures with thei
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -30,8 +31,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from ash.checks import require
 from experiments.benchmark_cases import Case
@@ -156,7 +155,7 @@ def fill(row: Row, result: dict[str, Any]) -> Row:
         return replace(row, note=result["missing"])
     if "failed" in result:
         return replace(row, median=float("inf"), note=f"failed, {result['failed']}")
-    known = {name: result[name] for name in ("low", "median", "high", "error")}
+    known: dict[str, Any] = {name: result.get(name) for name in ("low", "median", "high", "error", "loaded")}
     own = result.get("seconds")
     note = "" if own is None else f"{_range(own['layer'])} against {_range(own['rival'])}"
     return replace(row, note=note, **known)
@@ -165,18 +164,24 @@ def fill(row: Row, result: dict[str, Any]) -> Row:
 def growths(rows: Sequence[Row], quick: bool) -> list[Row]:
     """How much more time and memory a tuple takes at one size than at another, with a context for each.
 
-    Only where every size was measured.
+    Of the medians, and so of the smallest and of the largest figures. Only where every size was measured.
     """
     found = []
     for figure, (word, bar) in GROWTH.items():
         own = [row for row, _ in plan(quick) if row.series == NAMES["tuple"][1] and row.figure == figure]
         names = {row.name for row in own}
-        each = [(row.median or 0) / row.size for row in rows if row.name in names and row.shown]
+        each = [row for row in rows if row.name in names and row.shown]
         if len(each) == len(names):
             what = f"{word} per tuple, largest / smallest of these"
-            times = max(each) / min(each)
-            found.append(Row(f"tuple_{word}_growth", what, "ratio", None if quick else bar, median=times))
+            low, median, high = (_growth(each, name) for name in ("low", "median", "high"))
+            own_bar = None if quick else bar
+            found.append(Row(f"tuple_{word}_growth", what, "ratio", own_bar, low, median, high))
     return found
+
+
+def _growth(rows: Sequence[Row], name: str) -> float:
+    each = [getattr(row, name) / row.size for row in rows]
+    return float(max(each) / min(each))
 
 
 def _range(seconds: dict[str, float]) -> str:
@@ -186,10 +191,10 @@ def _range(seconds: dict[str, float]) -> str:
 
 def _report(run: Run, rows: Sequence[Row], load: float) -> None:
     about = [
-        f"{_processor()}, one thread, torch {torch.__version__}, Python {platform.python_version()}",
+        f"{_processor()}, one thread, Python {platform.python_version()}, {_versions()}",
         f"load average before the first figure: {load:.2f} on {os.cpu_count()} cores",
         "a step: forward and backward, to parameters and input; each figure from a process of its own",
-        "memory: peak above the resident set after the imports and a step of a tiny layer, before layer and "
+        "memory: peak above the resident set after the imports and a step of a small layer, before layer and "
         "input are made",
         "error: largest deviation of output and gradients from the dense oracle on a small problem, relative",
     ]
@@ -204,6 +209,16 @@ def _summary(rows: Sequence[Row]) -> dict[str, object]:
     missed = [row.name for row in barred if not row.ok]
     figures = {row.name: row.median for row in rows}
     return {**figures, "bars": len(barred), "bars_kept": len(barred) - len(missed), "missed": missed}
+
+
+def _versions() -> str:
+    found = []
+    for package in ("torch", "numba", "sparselab"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {package}")
+    return ", ".join(found)
 
 
 def _processor() -> str:

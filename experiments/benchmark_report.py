@@ -27,6 +27,7 @@ class Row:
         low, median, high: over the runs; None where it was not measured, which `note` then explains.
         bar: None where nothing is promised.
         error: of the layer against the dense oracle, relative; None for figures that come from others.
+        loaded: bytes that a process loads on first use and that the figure does not hold.
         series, size: the curve of the plot that the figure belongs to, and its place there.
     """
 
@@ -38,6 +39,7 @@ class Row:
     median: float | None = None
     high: float | None = None
     error: float | None = None
+    loaded: float | None = None
     note: str = ""
     series: str = ""
     size: int = 0
@@ -55,15 +57,22 @@ class Row:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as an aligned table."""
+    return "\n".join([aligned([HEAD, *map(_cells, rows)], text=2), *_notes(rows)])
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [f"{row.what}: {row.note}" for row in rows if row.note]
-    return "\n".join([aligned([HEAD, *map(_cells, rows)], text=2), *notes])
+    loaded = max((row.loaded for row in rows if row.loaded is not None), default=None)
+    if loaded is None:
+        return notes
+    return [*notes, f"part of the base: up to {loaded / 1e6:.0f} MB that the first step of a process loads"]
 
 
 def write_markdown(path: Path, rows: Sequence[Row], about: Sequence[str]) -> None:
     """The rows as a Markdown table under the lines `about` them."""
     lines = ["# Benchmark", "", *(f"- {line}" for line in about), "", _line(HEAD)]
     lines += [_line(["---"] * 2 + ["---:"] * (len(HEAD) - 2)), *(_line(_cells(row)) for row in rows)]
-    lines += [f"\n{row.what}: {row.note}" for row in rows if row.note]
+    lines += [f"\n{note}" for note in _notes(rows)]
     text = "\n".join(lines) + "\n"
     replace_whole(path, lambda new: new.write_text(text, encoding="utf-8"))
 
@@ -75,7 +84,8 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     axes = [figure.add_subplot(1, len(kinds), place + 1) for place in range(len(kinds))]
     for ax, kind in zip(axes, kinds, strict=True):
         _panel(ax, rows, kind)
-    axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
     save(figure, path)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ash import GaussianWiring
+from ash.plot import curves
 from experiments.data import Images
 from experiments.runs import Run, restore, training_state
 
@@ -176,3 +178,14 @@ class Training:
     def best(self) -> dict[str, float]:
         """The figures of the epoch with the best validation accuracy, the first of equal ones."""
         return max(self.history, key=lambda figures: figures["validation_accuracy"])
+
+    def draw(self, path: Path) -> None:
+        """The accuracies over time."""
+        names = {"train_accuracy": "training", "validation_accuracy": "validation", "test_accuracy": "test"}
+        if self.draws:
+            names["validation_accuracy_sampled"] = "validation, sampled"
+        epochs = [figures["epoch"] for figures in self.history]
+        series = {line: (epochs, [figures[name] for figures in self.history]) for name, line in names.items()}
+        frozen = self.plan.freeze * self.plan.epochs
+        marks = {"means frozen": frozen} if self.draws and self.plan.freeze < 1 else {}
+        curves(series, path, ylabel="accuracy", xlabel="epoch", marks=marks)

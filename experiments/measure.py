@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,15 +47,23 @@ def peak_above(prepare: Callable[[], Callable[[], object]], steps: int = 2) -> i
 
     The base is the resident set at the time of the call. `prepare` makes layer and input, which count, and
     returns the step; a second step sees the memory that the first left to the allocator. Linux forgets the
-    former peak on request; elsewhere the base is at least that of the process so far.
+    former peak on request; elsewhere the base is the largest so far.
     """
+    base = trimmed_bytes()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    base = resident_bytes()
     step = prepare()
     for _ in range(steps):
         step()
     return peak_memory_bytes() - base
+
+
+def trimmed_bytes() -> int:
+    """Resident set without what the allocator keeps of former work, where it can be told to let go of it."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    return resident_bytes()
 
 
 def resident_bytes() -> int:

@@ -57,9 +57,7 @@ class Budget(NamedTuple):
         return 2 * int(self.counts.sum()) + self.hidden * second
 
 
-def allot(
-    density: float, inputs: int, classes: int, each: int, outgoing: int = 0, width: int = 300
-) -> Budget:
+def allot(density: float, inputs: int, classes: int, each: int, outgoing: int = 0, width: int = 300) -> Budget:
     """Spend at most `density` of the weights of the dense net inputs-width-classes, biases apart.
 
     As many hidden units, up to `width`, as can have `each` entries; what is left goes to further entries,

@@ -22,9 +22,7 @@ def matrix(layer: nn.Module) -> Float[Tensor, "out ..."]:
     weight = layer.wiring.rounded() if isinstance(layer, SparseLayer) else None
     if weight is not None:
         return weight.to_dense().detach()
-    require(
-        isinstance(layer, nn.Linear), f"a layer {type(layer).__name__}; expected a sparse or a linear one."
-    )
+    require(isinstance(layer, nn.Linear), f"a layer {type(layer).__name__}; expected a sparse or a linear one.")
     return layer.weight.detach()  # type: ignore[operator]
 
 
@@ -35,10 +33,10 @@ def unit_weights(model: nn.Sequential, shape: tuple[int, int]) -> Float[Tensor, 
 
 
 def readers(model: nn.Sequential, shape: tuple[int, int]) -> Float[Tensor, "h w"]:
-    """How many hidden units read each pixel; of a dense layer, the sum of their absolute weights."""
+    """How many hidden units read each pixel; of a dense layer, the sum of their absolute weights. On the CPU."""
     weights = unit_weights(model, shape)
     dense = not any(isinstance(layer, SparseLayer) for layer in model)
-    return weights.abs().sum(0) if dense else (weights != 0).float().sum(0)
+    return (weights.abs().sum(0) if dense else (weights != 0).float().sum(0)).cpu()
 
 
 def draw_readers(seen: Sequence[Tensor], until: int, path: Path, label: str) -> None:

@@ -68,14 +68,14 @@ def matmul(weight: Tensor, x: Tensor, out_rank: int) -> Tensor:
     return torch.tensordot(weight, x, dims).movedim(out_rank, 0)
 
 
-class Writes:
-    """A unit of what a training step leaves behind, to be compared bit for bit."""
+class Snapshot:
+    """The state of a module as it is now, to be compared bit for bit."""
 
     def __init__(self, module: torch.nn.Module):
         self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Writes) or self.state.keys() != other.state.keys():
+        if not isinstance(other, Snapshot) or self.state.keys() != other.state.keys():
             return False
         return all(torch.equal(value, other.state[name]) for name, value in self.state.items())
 

@@ -21,7 +21,16 @@ from experiments.benchmark_report import Row, table
 from experiments.measure import LEAST, peak_above, spread, timed
 
 TINY = {"size": 72, "batch": 4, "budget": 0.0, "most": 1}
+SPREAD = ("low", "median", "high")
 RESULT = {"low": 1.0, "median": 2.0, "high": 3.0, "runs": 3, "error": 1e-6}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle and first step on batches so small that no kernel needs compiling."""
+    monkeypatch.setattr(benchmark_oracle, "BATCH", 8)
+    monkeypatch.setattr(benchmark_cases, "WARM_SIZE", 96)
+    monkeypatch.setattr(benchmark_cases, "WARM_BATCH", 4)
 
 
 def test_steps_alternate_after_a_round_that_does_not_count() -> None:
@@ -142,7 +151,7 @@ def test_bars_are_kept_or_missed() -> None:
 
 
 def test_growth_compares_all_sizes_or_none() -> None:
-    rows = [replace(row, median=row.size * 1.0) for row, _ in plan(False)]
+    rows = [replace(row, **dict.fromkeys(SPREAD, row.size * 1.0)) for row, _ in plan(False)]
     times = {row.name: row for row in growths(rows, quick=False)}
     assert {name: row.median for name, row in times.items()} == {
         "tuple_time_growth": 1.0,
@@ -151,7 +160,7 @@ def test_growth_compares_all_sizes_or_none() -> None:
     largest = max(i for i, row in enumerate(rows) if row.name.startswith("tuple_") and row.figure == "bytes")
     rows[largest] = replace(rows[largest], median=rows[largest].size * 3.0)
     memory = growths(rows, quick=False)[1]
-    assert (memory.median, memory.ok) == (3.0, False)
+    assert (memory.low, memory.median, memory.high, memory.ok) == (1.0, 3.0, 1.0, False)
     assert [row.name for row in growths(rows[:largest], quick=False)] == ["tuple_time_growth"]
 
 
@@ -164,6 +173,7 @@ def test_the_table_shows_units_bars_and_verdicts() -> None:
     lines = table(rows).splitlines()
     assert lines[2].split()[2:] == ["ms", "1", "2", "3", "4", "0.50", "yes", "1e-06"]
     assert lines[3].split()[2:] == ["MB", "2", "2", "2", "1", "2.00", "NO", "–"]
+    assert "12 MB" in table([*rows, Row("d", "d", "bytes", loaded=12e6)]).splitlines()[-1]
     assert lines[5] == "beside another: another is not installed"
 
 

@@ -18,9 +18,7 @@ def test_requirements() -> None:
 
 def test_choices_by_name() -> None:
     assert choose("fruit", "plum", {"plum": 1, "pear": 2}) == 1
-    with pytest.raises(
-        UserError, match="unknown fruit 'plumb'; expected one of 'pear', 'plum'. Did you mean 'plum'"
-    ):
+    with pytest.raises(UserError, match="unknown fruit 'plumb'; expected one of 'pear', 'plum'. Did you mean 'plum'"):
         choose("fruit", "plumb", {"plum": 1, "pear": 2})
     with pytest.raises(UserError, match="expected one of 'pear', 'plum'.$"):
         choose("fruit", "xyz", {"plum": 1, "pear": 2})

@@ -1,5 +1,7 @@
 """Contexts: who sees which points; the whole spread against plain loops."""
 
+from typing import Any
+
 import problems
 import pytest
 import torch
@@ -76,9 +78,7 @@ def plainly(
     return weights
 
 
-def compare(
-    shape: tuple[int, ...], k: int, context: Context, template: Template, admissible: Admissible
-) -> None:
+def compare(shape: tuple[int, ...], k: int, context: Context, template: Template, admissible: Admissible) -> None:
     learned = template.sizes(shape)
     top = torch.tensor(learned, dtype=torch.float64) - 1
     means = (torch.rand(k, len(learned), dtype=torch.float64) * top).requires_grad_()
@@ -134,13 +134,11 @@ def test_instances_are_apart(context: Context, fixed: bool) -> None:
     means = torch.rand(3, k, q) * sizes
     tuples = IndexTuples.from_means(means, torch.ones(3, k, 1), torch.randn(3, k))
     points = sample_points(tuples, template.sizes(shape), Sampling(), generator_from(1, CPU))
-    options = {"kernel": get_kernel("gaussian"), "context": context, "template": template}
+    options: dict[str, Any] = {"kernel": get_kernel("gaussian"), "context": context, "template": template}
 
     def weights(tuples: IndexTuples, points: Tensor) -> Tensor:
         full, everything = complete(template, points), Everything(shape)
-        return spread(
-            tuples, points, full, shape, admissible=everything, generator=generator_from(7, CPU), **options
-        )
+        return spread(tuples, points, full, shape, admissible=everything, generator=generator_from(7, CPU), **options)
 
     together = weights(tuples, points)
     for i in range(3):

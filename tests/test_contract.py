@@ -13,7 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from ash import SparseWeight, UserError, contract, pattern
 from ash import contract as contract_function
-from ash.backends import choose_backend, get_backend
+from ash.backends import choose_backend, compiled, get_backend
 from ash.backends import torch as torch_backend
 from ash.checks import BackendUnavailable
 
@@ -30,9 +30,7 @@ Shape = tuple[int, ...]
 each_shape = pytest.mark.parametrize(("out_shape", "in_shape"), SHAPES.values(), ids=SHAPES)
 
 
-def draw(
-    out_shape: Shape, in_shape: Shape, n: int = 9, b: int | None = None, size: float = 1.0
-) -> SparseWeight:
+def draw(out_shape: Shape, in_shape: Shape, n: int = 9, b: int | None = None, size: float = 1.0) -> SparseWeight:
     """Random entries in random order, duplicates among them."""
     lead = (n,) if b is None else (b, n)
     indices = torch.stack([torch.randint(0, s, lead) for s in (*out_shape, *in_shape)], -1)
@@ -115,9 +113,7 @@ class SharedSuite:
     @pytest.mark.parametrize("needed", [(True, False), (False, True), (False, False)])
     def test_gradients_only_where_they_are_needed(self, needed: tuple[bool, bool]) -> None:
         weight, x = draw((2,), (3,)), inputs((3,))
-        leaves = [
-            leaf.detach().requires_grad_(on) for leaf, on in zip((weight.values, x), needed, strict=True)
-        ]
+        leaves = [leaf.detach().requires_grad_(on) for leaf, on in zip((weight.values, x), needed, strict=True)]
         y = contract(with_values(weight, leaves[0]), leaves[1], self.backend)
         assert y.requires_grad == any(needed)
         if any(needed):
@@ -140,14 +136,10 @@ class SharedSuite:
         target = torch.autograd.grad(expected(weight, x).sum(), x)[0]
         assert torch.allclose(low.grad.double(), target, atol=30 * torch.finfo(dtype).eps)
 
-    @pytest.mark.parametrize(
-        "task", [problems.identity(6), problems.permutation(6), problems.sparse_matrix(5, 6, 9)]
-    )
+    @pytest.mark.parametrize("task", [problems.identity(6), problems.permutation(6), problems.sparse_matrix(5, 6, 9)])
     def test_tasks_with_known_answers(self, task: Tensor) -> None:
         x = torch.randn(4, 6)
-        assert torch.allclose(
-            contract(SparseWeight.from_dense(task, 1), x, self.backend), x @ task.t(), atol=1e-6
-        )
+        assert torch.allclose(contract(SparseWeight.from_dense(task, 1), x, self.backend), x @ task.t(), atol=1e-6)
 
 
 class InstanceSuite:
@@ -214,6 +206,19 @@ class TestGatherInBlocks(TestGather):
         monkeypatch.setattr(torch_backend, "GATHER_BLOCK", 7)
 
 
+@pytest.mark.skipif(not compiled.available(), reason="numba is not installed")
+class TestCompiled(SharedSuite):
+    """The torch backend with the compiled kernels wherever they can run, in two threads."""
+
+    backend = "torch"
+
+    @pytest.fixture(autouse=True)
+    def _for_every_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compiled, "LEAST_BATCH", 1)
+        monkeypatch.setattr(compiled, "LEAST_WORK", 0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
 class TestInstancesInBlocks(InstanceSuite):
     backend = "torch"
 
@@ -224,9 +229,7 @@ class TestInstancesInBlocks(InstanceSuite):
 
 def torch_sparse_runs() -> bool:
     try:
-        return (
-            importlib.util.find_spec("torch_sparse") is not None and get_backend("torch_sparse") is not None
-        )
+        return importlib.util.find_spec("torch_sparse") is not None and get_backend("torch_sparse") is not None
     except (BackendUnavailable, OSError):
         return False
 

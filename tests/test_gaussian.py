@@ -32,8 +32,8 @@ from ash.pattern import ravel
 GUIDED = Sampling(guided_samples=2)
 
 
-def linear(size: int = 8, k: int = 8, **options: Any) -> SparseLinear:
-    return SparseLinear(size, size, wiring=partial(GaussianWiring, k=k, **options))
+def linear(size: int = 8, k: int = 8, bias: bool = True, **options: Any) -> SparseLinear:
+    return SparseLinear(size, size, bias, wiring=partial(GaussianWiring, k=k, **options))
 
 
 def wiring_of(layer: SparseLinear) -> GaussianWiring:
@@ -171,7 +171,7 @@ def test_training_goes_on_bit_for_bit(options: dict[str, Any], means: str) -> No
     torch.set_rng_state(saved[2])
     for _ in range(3):
         step(again, other)
-    assert problems.Writes(again) == problems.Writes(layer)
+    assert problems.Snapshot(again) == problems.Snapshot(layer)
 
 
 def test_saving_does_not_disturb() -> None:
@@ -185,7 +185,7 @@ def test_saving_does_not_disturb() -> None:
             if saves:
                 layer.state_dict()
                 copy.deepcopy(layer)
-        results.append(problems.Writes(layer))
+        results.append(problems.Snapshot(layer))
     assert results[0] == results[1]
 
 
@@ -199,7 +199,7 @@ def test_a_copy_in_the_midst_of_training_does_what_its_origin_does() -> None:
         torch.manual_seed(2)
         for _ in range(2):
             step(each, torch.optim.SGD(each.parameters(), lr=0.01))
-    assert problems.Writes(other) == problems.Writes(layer)
+    assert problems.Snapshot(other) == problems.Snapshot(layer)
 
 
 def test_loading_is_no_step() -> None:
@@ -223,7 +223,7 @@ def test_a_change_of_type_is_no_step() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_functional_call_changes_nothing_and_computes_the_same(training: bool) -> None:
     layer = linear().train(training)
-    before = problems.Writes(layer)
+    before = problems.Snapshot(layer)
     x = torch.randn(5, 8)
     parameters = {name: value.detach().clone() for name, value in layer.named_parameters()}
     torch.manual_seed(1)
@@ -233,9 +233,38 @@ def test_functional_call_changes_nothing_and_computes_the_same(training: bool) -
     parameters["wiring.means.offset"] += 3.0
     torch.manual_seed(1)
     assert not torch.equal(functional_call(layer, parameters, (x,)), expected)
-    assert problems.Writes(layer) == before
+    assert problems.Snapshot(layer) == before
     torch.manual_seed(1)
     assert torch.equal(layer(x), expected)
+
+
+def test_evaluation_notices_every_change_of_the_means() -> None:
+    wiring = GaussianWiring(50, 50, 8).eval()
+    for _ in range(3):
+        with torch.no_grad():
+            wiring.means.offset.add_(torch.randn(8, 2))
+        weight = wiring()
+        assert torch.equal(weight.indices, wiring.rounded_indices())
+        assert weight.pattern is wiring().pattern
+    wiring.means.place(torch.arange(8), torch.full((8, 2), 7.0, dtype=torch.float64))
+    assert (wiring().indices == 7).all()
+
+
+@pytest.mark.parametrize("name", ["wiring.means.offset", "wiring.log_scale"])
+def test_functional_calls_in_evaluation_do_not_see_each_others_means(name: str) -> None:
+    layer = linear(size=50, scale=4.0, bias=False).eval()
+    parameters = {key: value.detach().clone() for key, value in layer.named_parameters()}
+    parameters["wiring.means.offset"] = torch.randn(8, 2)
+    found = []
+    for _ in range(4):
+        changed = {**parameters, name: torch.randn_like(parameters[name])}
+        found.append(functional_call(layer, changed, (torch.eye(50),)).t())
+        sigma = changed["wiring.log_scale"].exp()
+        means = wiring_of(layer).means
+        where = (means.anchor + means.fraction + sigma * changed["wiring.means.offset"]).round().long().clamp(0, 49)
+        expected = torch.zeros(50, 50).index_put(tuple(where.unbind(-1)), parameters["wiring.values"], accumulate=True)
+        assert torch.allclose(found[-1], expected, atol=1e-6)
+    assert not torch.equal(found[0], found[1])
 
 
 def test_functional_gradients_are_the_gradients() -> None:
@@ -378,9 +407,7 @@ def test_nobody_proposes_for_instances_or_in_evaluation() -> None:
 # --- what it learns --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "target", [problems.identity(4), problems.permutation(4, 3)], ids=["identity", "permutation"]
-)
+@pytest.mark.parametrize("target", [problems.identity(4), problems.permutation(4, 3)], ids=["identity", "permutation"])
 def test_gradient_descent_finds_a_small_permutation(target: Tensor) -> None:
     wiring = GaussianWiring(4, 4, 4, values="ones", context="all", sampling=GUIDED, scale_decay=0.005)
     layer = SparseLinear(4, 4, bias=False, wiring=wiring)

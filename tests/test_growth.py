@@ -14,9 +14,7 @@ shapes = pytest.mark.parametrize(("out_shape", "in_shape"), SHAPES)
 
 
 def make(out_shape: tuple[int, ...], in_shape: tuple[int, ...], b: int = 6) -> Factors:
-    return Factors(
-        torch.randn(b, *in_shape, dtype=torch.float64), torch.randn(b, *out_shape, dtype=torch.float64)
-    )
+    return Factors(torch.randn(b, *in_shape, dtype=torch.float64), torch.randn(b, *out_shape, dtype=torch.float64))
 
 
 def best(dense: Tensor, n: int, by: str, barred: Tensor | None = None) -> Tensor:
@@ -98,6 +96,15 @@ def test_ties_give_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch, block: 
     assert len(ravel(zeros, (5, 6)).unique()) == 7
 
 
+def test_a_few_high_entries_at_the_places_that_are_looked_at_first() -> None:
+    row = torch.rand(1, 30_000)
+    row[0, :: 30_000 // 56] = 9.0
+    row[0, 0] = 10.0
+    indices, values = Factors(row, torch.ones(1, 1)).top(7)
+    assert values.tolist() == [10.0] + [9.0] * 6
+    assert len(indices.unique(dim=0)) == 7
+
+
 @blocks
 def test_at_in_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(growth, "BLOCK", block)
@@ -141,3 +148,18 @@ def test_bad_factors() -> None:
         make((2,), (2,)).top(0)
     with pytest.raises(UserError, match="expected the same"):
         _ = make((2,), (2,)) + make((2,), (3,))
+
+
+@pytest.mark.parametrize("by", KEYS)
+@pytest.mark.parametrize("n", [1, 7, 500, 29_000])
+@pytest.mark.parametrize("block", [700, 10**6])
+def test_top_of_a_larger_gradient_with_ties(monkeypatch: pytest.MonkeyPatch, block: int, n: int, by: str) -> None:
+    monkeypatch.setattr(growth, "BLOCK", block)
+    factors = Factors(torch.randint(-3, 4, (2, 150)).float(), torch.randint(-3, 4, (2, 200)).float())
+    exclude = torch.randperm(30_000)[:900]
+    indices, values = factors.top(n, exclude=exclude, by=by)
+    score = KEYS[by](factors.dense().flatten())
+    assert torch.equal(KEYS[by](values), score.index_fill(0, exclude, -torch.inf).topk(n).values)
+    ids = ravel(indices, (200, 150))
+    assert len(ids.unique()) == n
+    assert not torch.isin(ids, exclude).any()

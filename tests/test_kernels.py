@@ -58,9 +58,7 @@ def test_a_kernel_is_its_own_name() -> None:
     assert get_kernel(kernel) is kernel
 
 
-@pytest.mark.parametrize(
-    "name", ["gauss", "student", "gaussian(2)", "student_t()", "student_t(1e)", "student_t(+-)"]
-)
+@pytest.mark.parametrize("name", ["gauss", "student", "gaussian(2)", "student_t()", "student_t(1e)", "student_t(+-)"])
 def test_unknown_names_list_the_known_ones(name: str) -> None:
     with pytest.raises(UserError, match="unknown kernel .*'gaussian', 'student_t'"):
         get_kernel(name)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,9 +92,7 @@ def test_autocast(wiring: Callable[..., Wiring]) -> None:
 
 def test_repr() -> None:
     text = repr(SparseLinear(6, 4, bias=False))
-    assert text.startswith(
-        "SparseLinear(\n  in_features=6, out_features=4, bias=False\n  (wiring): GaussianWiring("
-    )
+    assert text.startswith("SparseLinear(\n  in_features=6, out_features=4, bias=False\n  (wiring): GaussianWiring(")
     assert "in_shape=(6, 2), out_shape=(4,), bias=True" in repr(SparseLayer((6, 2), 4))
 
 
@@ -128,9 +129,7 @@ def test_from_linear(kind: str, bias: bool, ready: bool) -> None:
 
 def test_from_linear_with_all_entries_is_the_linear_layer() -> None:
     linear, x = nn.Linear(6, 4), torch.randn(3, 6)
-    assert torch.allclose(
-        SparseLinear.from_linear(linear, partial(StaticWiring, density=1.0))(x), linear(x), atol=1e-6
-    )
+    assert torch.allclose(SparseLinear.from_linear(linear, partial(StaticWiring, density=1.0))(x), linear(x), atol=1e-6)
 
 
 def test_from_linear_takes_copies() -> None:
@@ -212,9 +211,7 @@ def test_nan_and_infinite_inputs_name_the_layer(value: float, dtype: torch.dtype
     layer = SparseLinear(6, 4, dtype=dtype)
     x = torch.randn(3, 6, dtype=dtype)
     x[1, 2] = value
-    with pytest.raises(
-        UserError, match=r"1 of 18 input numbers of SparseLinear\(in_features=6.*NaN or infinite"
-    ):
+    with pytest.raises(UserError, match=r"1 of 18 input numbers of SparseLinear\(in_features=6.*NaN or infinite"):
         layer(x)
     layer.check_input = False
     assert not layer(x).isfinite().all()
@@ -262,9 +259,30 @@ def test_bad_layers(arguments: tuple[int, ...], options: dict[str, Any], message
 
 
 def test_guided_samples_look_at_extra_dimensions_too() -> None:
-    wiring = GaussianWiring(3, 4, 2, sampling=Sampling(guided_samples=2))
-    layer = SparseLayer(4, 3, wiring=wiring)
-    layer(torch.randn(5, 4, 6)).square().sum().backward()
-    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    wiring = GaussianWiring((3, 2), (2, 2), 2, sampling=Sampling(guided_samples=2))
+    layer = SparseLayer((2, 2), (3, 2), wiring=wiring)
+    x, kept = torch.randn(5, 2, 2, 4, 3), []
+    y = layer(x)
+    y.register_hook(kept.append)
+    y.square().sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=1e-4).step()
     wiring.settle()
-    assert wiring.proposal_count == 4
+    gradient = torch.einsum("boprs,bijrs->opij", kept[0], x)
+    expected = gradient.abs().flatten().topk(4).indices
+    assert set(ravel(wiring.proposals, wiring.shape).tolist()) == set(expected.tolist())
+
+
+FIRST_CALL = """
+import torch, ash
+layer = ash.SparseLinear(6, 4)
+parameters = {name: value.detach() for name, value in layer.named_parameters()}
+loss = lambda parameters: torch.func.functional_call(layer, parameters, (torch.ones(2, 6),)).sum()
+assert torch.func.grad(loss)(parameters)["bias"].tolist() == [2.0] * 4
+layer.eval().wiring().to_csr()
+"""
+
+
+def test_a_first_call_in_a_transform_works_and_warns_of_nothing() -> None:
+    command = [sys.executable, "-W", "error", "-c", FIRST_CALL]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

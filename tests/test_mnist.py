@@ -65,9 +65,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     st.integers(0, 5),
     st.sampled_from([(64, 10, 50), (784, 10, 300)]),
 )
-def test_a_budget_is_kept_and_spent(
-    density: float, each: int, outgoing: int, sizes: tuple[int, int, int]
-) -> None:
+def test_a_budget_is_kept_and_spent(density: float, each: int, outgoing: int, sizes: tuple[int, int, int]) -> None:
     inputs, classes, width = sizes
     numbers = density * width * (inputs + classes)
     unit = 2 * each + (2 * outgoing or classes)
@@ -307,9 +305,7 @@ def test_a_run_that_was_killed_goes_on(
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     timed = ("seconds", "peak_memory_bytes")
     ends = [content(tmp_path / name) for name in ("run", "whole")]
-    assert {k: v for k, v in ends[0].items() if k not in timed} == {
-        k: v for k, v in ends[1].items() if k not in timed
-    }
+    assert {k: v for k, v in ends[0].items() if k not in timed} == {k: v for k, v in ends[1].items() if k not in timed}
 
 
 def test_epochs_belong_to_the_run(
@@ -354,9 +350,7 @@ def empty(folder: Path) -> None:
         (empty, "exists without train-images-idx3-ubyte"),
     ],
 )
-def test_bad_data_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str
-) -> None:
+def test_bad_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str) -> None:
     spoil(write(tmp_path / "data"))
     assert start(tmp_path / "run", "--data-dir", tmp_path / "data") == 2
     shown = capsys.readouterr().err

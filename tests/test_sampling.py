@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ def tuples_at(means: Tensor, scale: float | Tensor = 1.0) -> IndexTuples:
     return IndexTuples(anchors, residuals, scales, torch.ones(means.shape[:-1]))
 
 
-def draw(tuples: IndexTuples, sizes: tuple[int, ...], seed: int = 0, **plan: object) -> Tensor:
-    nothing = {"corners": False, "global_samples": 0, "local_samples": 0}
+def draw(tuples: IndexTuples, sizes: tuple[int, ...], seed: int = 0, **plan: Any) -> Tensor:
+    nothing: dict[str, Any] = {"corners": False, "global_samples": 0, "local_samples": 0}
     return sample_points(tuples, sizes, Sampling(**{**nothing, **plan}), generator_from(seed, CPU))
 
 
@@ -253,7 +254,7 @@ def test_number_of_points() -> None:
         ({"local_region": (3, -1)}, "local_region="),
     ],
 )
-def test_bad_plans(plan: dict[str, object], message: str) -> None:
+def test_bad_plans(plan: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Sampling(**plan)
 

@@ -33,15 +33,11 @@ class Case:
 
     def streamed(self, kernel: Kernel) -> Tensor:
         learned = (self.residuals, self.scales, self.values)
-        return point_weights(
-            kernel, self.points, self.alive, self.anchors, *learned, self.groups, self.extent
-        )
+        return point_weights(kernel, self.points, self.alive, self.anchors, *learned, self.groups, self.extent)
 
     def reference(self, nu: float | None) -> Tensor:
         means = self.anchors.double() + self.residuals.double()
-        return problems.point_weights(
-            self.points, self.alive, means, self.scales, self.values, nu, self.groups
-        )
+        return problems.point_weights(self.points, self.alive, means, self.scales, self.values, nu, self.groups)
 
     @property
     def learned(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,8 +78,7 @@ def make(
 
 
 OPTIONS = [
-    dict(zip(("per_column", "dead", "grouped"), on, strict=True))
-    for on in itertools.product((False, True), repeat=3)
+    dict(zip(("per_column", "dead", "grouped"), on, strict=True)) for on in itertools.product((False, True), repeat=3)
 ]
 
 
@@ -98,7 +93,7 @@ def describe(value: Any) -> str | None:
 @pytest.mark.parametrize("options", OPTIONS, ids=describe)
 @pytest.mark.parametrize("q", [0, 1, 2, 3])
 def test_values_and_gradients_are_the_references(
-    name: str, shape: tuple[int, int, int], options: dict[str, bool], q: int
+    name: str, shape: tuple[int, int, int], options: dict[str, Any], q: int
 ) -> None:
     if q == 0 and options["per_column"]:
         options = {**options, "per_column": False}
@@ -116,13 +111,11 @@ def test_values_and_gradients_are_the_references(
 @pytest.mark.parametrize("name", NU)
 @pytest.mark.parametrize("shape", [(2, 1, 4), (1, 3, 6)], ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=describe)
-def test_gradcheck(name: str, shape: tuple[int, int, int], options: dict[str, bool]) -> None:
+def test_gradcheck(name: str, shape: tuple[int, int, int], options: dict[str, Any]) -> None:
     case, kernel = make(shape, **options), get_kernel(name)
 
     def weights(residuals: Tensor, scales: Tensor, values: Tensor) -> Tensor:
-        return Case(
-            case.points, case.alive, case.anchors, residuals, scales, values, case.groups, 9
-        ).streamed(kernel)
+        return Case(case.points, case.alive, case.anchors, residuals, scales, values, case.groups, 9).streamed(kernel)
 
     assert torch.autograd.gradcheck(weights, case.learned)
 
@@ -145,9 +138,7 @@ def test_blocks_of_any_size_give_the_same(
 
 @pytest.mark.parametrize("block", [1, 5, 16, 1000])
 @pytest.mark.parametrize("shape", [(3, 1, 4), (2, 5, 3), (1, 1, 1), (0, 1, 4), (7, 2, 2)], ids=str)
-def test_blocks_cover_the_table_once(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], block: int
-) -> None:
+def test_blocks_cover_the_table_once(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], block: int) -> None:
     monkeypatch.setattr(shares, "BLOCK", block)
     covered = torch.zeros(shape[:2])
     for c, t in shares.blocks(*shape):
@@ -187,8 +178,9 @@ def test_float32_keeps_its_precision_at_any_extent(size: int, shape: tuple[int, 
     c, t, p = shape
     anchors = torch.randint(0, size, (c, t, 2))
     points = torch.randint(0, size, (c, p, 2))
-    near = min(t, p)
-    points[:, :near] = anchors[:, :near] + torch.randint(-1, 2, (c, near, 2))
+    for first, step in ((0, 0), (t, 1)):  # two points close to every tuple, between which its residual decides
+        near = min(t, p - first)
+        points[:, first : first + near] = anchors[:, :near] + step
     residuals = torch.rand(c, t, 2) - 0.5
     alive = torch.ones(c, p, dtype=torch.bool)
     leaves = (residuals, torch.full((c, t, 1), 0.7), torch.randn(c, t))

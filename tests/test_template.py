@@ -205,9 +205,7 @@ def test_a_template_of_inputs() -> None:
 def test_fill_puts_every_column_in_its_place(columns: tuple[int, ...], batch: tuple[int, ...]) -> None:
     shape, k, m = (4, 5, 6), 7, 2
     whole = torch.stack([torch.randint(0, s, (*batch, k, m)) for s in shape], -1)
-    fixed = (
-        torch.stack([torch.randint(0, shape[c], (k,)) for c in columns], -1) if columns else torch.zeros(k, 0)
-    )
+    fixed = torch.stack([torch.randint(0, shape[c], (k,)) for c in columns], -1) if columns else torch.zeros(k, 0)
     plan = Template(3, columns, fixed.long())
     full = plan.fill(whole[..., list(plan.learned)], plan.indices)
     for column in range(3):
@@ -224,9 +222,7 @@ def test_columns_out_of_range_or_twice(columns: tuple[int, ...]) -> None:
         Template(2, columns, torch.zeros(3, len(columns), dtype=torch.int64))
 
 
-@pytest.mark.parametrize(
-    "indices", [None, torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 1), torch.zeros(3)]
-)
+@pytest.mark.parametrize("indices", [None, torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 1), torch.zeros(3)])
 def test_fixed_indices_of_another_shape_or_type(indices: Tensor | None) -> None:
     with pytest.raises(UserError, match=r"expected integers of shape \(k, 1\)"):
         Template(2, (0,), indices)

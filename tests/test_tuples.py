@@ -28,9 +28,7 @@ def test_gradients_reach_the_means_through_the_residuals() -> None:
 
 
 def test_a_mean_keeps_its_precision_at_large_positions() -> None:
-    tuples = IndexTuples(
-        torch.tensor([[10_000_019]]), torch.tensor([[0.125001]]), torch.ones(1, 1), torch.ones(1)
-    )
+    tuples = IndexTuples(torch.tensor([[10_000_019]]), torch.tensor([[0.125001]]), torch.ones(1, 1), torch.ones(1))
     assert tuples.means.item() == pytest.approx(10_000_019.125001, abs=1e-7)
     assert tuples.rounded((2**30,)).item() == 10_000_019
 
@@ -46,18 +44,14 @@ def test_rounded_knows_an_anchor_that_is_not_the_nearest() -> None:
 
 
 def test_rounded_without_learned_columns() -> None:
-    tuples = IndexTuples(
-        torch.zeros(4, 0, dtype=torch.int64), torch.zeros(4, 0), torch.ones(4, 1), torch.ones(4)
-    )
+    tuples = IndexTuples(torch.zeros(4, 0, dtype=torch.int64), torch.zeros(4, 0), torch.ones(4, 1), torch.ones(4))
     assert tuples.rounded(()).shape == (4, 0)
     assert tuples.rounded(()).dtype == torch.int64
 
 
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_take_picks_the_same_tuples_for_every_instance(batch: tuple[int, ...]) -> None:
-    tuples = IndexTuples.from_means(
-        torch.rand(*batch, 5, 2) * 9, torch.rand(*batch, 5, 1), torch.randn(*batch, 5)
-    )
+    tuples = IndexTuples.from_means(torch.rand(*batch, 5, 2) * 9, torch.rand(*batch, 5, 1), torch.randn(*batch, 5))
     some = tuples.take(torch.tensor([4, 1]))
     for name in ("anchors", "residuals", "scales"):
         assert torch.equal(getattr(some, name), getattr(tuples, name)[..., [4, 1], :])
@@ -70,7 +64,5 @@ def test_scales_of_another_width_are_refused() -> None:
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(
-        (UserError, TypeCheckError), match="do not fit|values"
-    ):  # the live shape check comes first
+    with pytest.raises((UserError, TypeCheckError), match="do not fit|values"):  # the live shape check comes first
         IndexTuples.from_means(torch.rand(4, 3), torch.ones(4, 1), torch.ones(5))

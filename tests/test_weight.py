@@ -14,15 +14,11 @@ from ash.checks import BackendUnavailable
 SHAPES = [((4,), (5,)), ((3, 2), (4,)), ((3,), (2, 2, 3)), ((1,), (1,)), ((2, 1), (1, 3))]
 
 
-def draw(
-    out_shape: tuple[int, ...], in_shape: tuple[int, ...], n: int = 9, b: int | None = None
-) -> SparseWeight:
+def draw(out_shape: tuple[int, ...], in_shape: tuple[int, ...], n: int = 9, b: int | None = None) -> SparseWeight:
     """Random entries; with so few positions some stand twice."""
     lead = (n,) if b is None else (b, n)
     indices = torch.stack([torch.randint(0, s, lead) for s in (*out_shape, *in_shape)], -1)
-    return SparseWeight(
-        indices, torch.randn(lead, dtype=torch.float64, requires_grad=True), out_shape, in_shape
-    )
+    return SparseWeight(indices, torch.randn(lead, dtype=torch.float64, requires_grad=True), out_shape, in_shape)
 
 
 def plainly(weight: SparseWeight) -> Tensor:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEAST_BATCH = 8
+LEAST_BATCH = 16
 """Below, most lanes of a block would be empty."""
-LEAST_WORK = 1 << 16
-"""Entries × batch below which the calls cost more than the kernels save."""
+LEAST_WORK = 1 << 22
+"""Entries × batch below which a step is so short that loading numba (seconds) is not worth what it saves."""
 
 enabled = True
 """False keeps the compiled kernels out of use."""
@@ -89,31 +89,33 @@ def _arrays(*tensors: Tensor) -> list[Any]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-def _blocks(x: Tensor, pieces: int, size: int) -> Any:
-    return torch.empty(pieces, size, _width(x), dtype=x.dtype).numpy()
+def _buffers(x: Tensor, pieces: int, columns: int) -> list[tuple[Any, Any]]:
+    """For each piece the kernels' block and strip."""
+    sizes = columns, _lanes().STRIP
+    return list(zip(*(torch.empty(pieces, n, _width(x), dtype=x.dtype).numpy() for n in sizes), strict=True))
 
 
-def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size: int) -> Tensor:
+def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size: int, columns: int) -> Tensor:
     y = x.new_zeros(x.shape[0], size) if not len(matrix[0]) else x.new_empty(x.shape[0], size)
     if not len(matrix[0]) or not y.numel():
         return y
     pieces = _pieces(x)
     *csr, given, found = _arrays(*matrix, x, y)
-    source, target = _blocks(x, len(pieces), x.shape[1]), _blocks(x, len(pieces), size)
-    _run(lambda i, begin, end: kernel(*csr, given, found, source[i], target[i], begin, end), pieces)
+    buffers = _buffers(x, len(pieces), columns)
+    _run(lambda i, begin, end: kernel(*csr, given, found, *buffers[i], begin, end), pieces)
     return y
 
 
 @torch.library.custom_op("ash::rows_matmul", mutates_args=())
 def rows_matmul(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
     """(rows × columns in CSR), (b, columns) -> x · Wᵀ, (b, rows)."""
-    return _product(_lanes().multiply, (values, crow, col), x, len(crow) - 1)
+    return _product(_lanes().multiply, (values, crow, col), x, len(crow) - 1, x.shape[1])
 
 
 @torch.library.custom_op("ash::rows_matmul_back", mutates_args=())
 def rows_matmul_back(values: Tensor, crow: Tensor, col: Tensor, g: Tensor, columns: int) -> Tensor:
     """(rows × columns in CSR), (b, rows) -> g · W, (b, columns)."""
-    return _product(_lanes().multiply_back, (values, crow, col), g, columns)
+    return _product(_lanes().multiply_back, (values, crow, col), g, columns, columns)
 
 
 @torch.library.custom_op("ash::rows_sddmm", mutates_args=())
@@ -124,9 +126,8 @@ def rows_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     pieces = _pieces(x)
     parts = x.new_zeros(len(pieces), len(col))
     given, found, *csr, sums = _arrays(g, x, crow, col, parts)
-    source, target = _blocks(x, len(pieces), x.shape[1]), _blocks(x, len(pieces), g.shape[1])
-    kernel = _lanes().sample
-    _run(lambda i, begin, end: kernel(given, found, *csr, sums[i], source[i], target[i], begin, end), pieces)
+    buffers, kernel = _buffers(x, len(pieces), x.shape[1]), _lanes().sample
+    _run(lambda i, begin, end: kernel(given, found, *csr, sums[i], *buffers[i], begin, end), pieces)
     return parts.sum(0) if len(pieces) > 1 else parts.squeeze(0)
 
 

@@ -1,12 +1,14 @@
 """CPU kernels of the CSR product, its transpose and SDDMM for a batch that lies row by row; needs numba.
 
-A block of `lanes` batch rows is turned into a small (columns × lanes) buffer that stays in the cache. One
-entry of the matrix then is one vector operation, and neither the batch nor the result is transposed as a
-whole. The buffers are given by the caller: `(rows or columns, lanes)`, 64-byte aligned, of the batch's type.
-Values and index arrays are contiguous; the kernels check nothing and run without the GIL.
+A block of `lanes` batch rows is turned into a (columns × lanes) buffer that stays in the cache where it can.
+One entry of the matrix then is one vector operation; the side of the rows is turned a strip at a time. The
+caller gives both buffers, 64-byte aligned and of the batch's type: `block` (columns, lanes), `strip`
+(STRIP, lanes). All arrays are contiguous; the kernels check nothing and run without the GIL.
 """
 
 # mypy: ignore-errors
+
+from inspect import unwrap
 
 from llvmlite import ir
 from numba import njit, types
@@ -16,6 +18,8 @@ BYTES = 128
 """Width of a block: 32 float32 or 16 float64. Wider ones spill out of the second-level cache sooner."""
 GROUP = 8
 """Batch rows that are transposed at once; more streams at a power-of-two distance evict each other."""
+STRIP = 1024
+"""Rows or columns that are turned at once: 128 KB, which leave room for the block in the cache."""
 ALIGNED = 64
 REORDER = ("contract", "reassoc")  # no flag that would let the compiler assume there is no NaN or infinity
 
@@ -109,70 +113,82 @@ def dot(typing, one, other):
     return one.dtype(one, other), generate
 
 
-def compiled(function):
+def _kernel(function):
     """Compiled on first use, kept on disk where a directory for it can be written."""
     options = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+    function = unwrap(function)  # a type checker's import hook may have wrapped it
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:
         return njit(**options)(function)
 
 
-@compiled
-def _pack(x, start, block):
-    """Batch rows from `start` on, as columns; lanes past the last row are zero."""
-    lanes = block.shape[1]
-    for first in range(0, lanes, GROUP):
-        if start + first + GROUP <= x.shape[0]:
-            for c in range(x.shape[1]):
+@_kernel
+def _pack(x, start, first, block):
+    """Batch rows from `start` on and columns from `first` on, turned; lanes past the last row are zero."""
+    width = min(block.shape[0], x.shape[1] - first)
+    for low in range(0, block.shape[1], GROUP):
+        if start + low + GROUP <= x.shape[0]:
+            for c in range(width):
                 for j in range(GROUP):
-                    block[c, first + j] = x[start + first + j, c]
+                    block[c, low + j] = x[start + low + j, first + c]
         else:
-            for c in range(x.shape[1]):
-                for j in range(first, first + GROUP):
-                    block[c, j] = x[start + j, c] if start + j < x.shape[0] else 0
+            for c in range(width):
+                for j in range(low, low + GROUP):
+                    block[c, j] = x[start + j, first + c] if start + j < x.shape[0] else 0
 
 
-@compiled
-def _unpack(block, start, y):
+@_kernel
+def _pack_all(x, start, block):
+    for first in range(0, x.shape[1], STRIP):
+        _pack(x, start, first, block[first : first + STRIP])
+
+
+@_kernel
+def _unpack(block, start, first, y):
+    width = min(block.shape[0], y.shape[1] - first)
     for j in range(min(block.shape[1], y.shape[0] - start)):
-        for r in range(y.shape[1]):
-            y[start + j, r] = block[r, j]
+        for r in range(width):
+            y[start + j, first + r] = block[r, j]
 
 
-@compiled
-def multiply(values, crow, col, x, y, source, target, begin, end):
+@_kernel
+def multiply(values, crow, col, x, y, block, strip, begin, end):
     """y[begin:end] = x[begin:end] · Wᵀ for x `(b, columns)` and y `(b, rows)`."""
-    for start in range(begin, end, source.shape[1]):
-        _pack(x, start, source)
-        for r in range(crow.size - 1):
-            total = zero(source)
-            for p in range(crow[r], crow[r + 1]):
-                total = add_product(total, values[p], load(source, col[p]))
-            store(target, r, total)
-        _unpack(target, start, y)
+    for start in range(begin, end, block.shape[1]):
+        _pack_all(x, start, block)
+        for first in range(0, crow.size - 1, STRIP):
+            for r in range(min(STRIP, crow.size - 1 - first)):
+                total = zero(block)
+                for p in range(crow[first + r], crow[first + r + 1]):
+                    total = add_product(total, values[p], load(block, col[p]))
+                store(strip, r, total)
+            _unpack(strip, start, first, y)
 
 
-@compiled
-def multiply_back(values, crow, col, g, z, source, target, begin, end):
+@_kernel
+def multiply_back(values, crow, col, g, z, block, strip, begin, end):
     """z[begin:end] = g[begin:end] · W for g `(b, rows)` and z `(b, columns)`, by W's own structure."""
-    for start in range(begin, end, source.shape[1]):
-        _pack(g, start, source)
-        target[:] = 0
-        for r in range(crow.size - 1):
-            row = load(source, r)
-            for p in range(crow[r], crow[r + 1]):
-                store(target, col[p], add_product(load(target, col[p]), values[p], row))
-        _unpack(target, start, z)
+    for start in range(begin, end, block.shape[1]):
+        block[:] = 0
+        for first in range(0, crow.size - 1, STRIP):
+            _pack(g, start, first, strip)
+            for r in range(min(STRIP, crow.size - 1 - first)):
+                row = load(strip, r)
+                for p in range(crow[first + r], crow[first + r + 1]):
+                    store(block, col[p], add_product(load(block, col[p]), values[p], row))
+        for first in range(0, z.shape[1], STRIP):
+            _unpack(block[first : first + STRIP], start, first, z)
 
 
-@compiled
-def sample(g, x, crow, col, entries, source, target, begin, end):
+@_kernel
+def sample(g, x, crow, col, entries, block, strip, begin, end):
     """entries += those of g[begin:end]ᵀ · x[begin:end] that W stores, in its order."""
-    for start in range(begin, end, source.shape[1]):
-        _pack(x, start, source)
-        _pack(g, start, target)
-        for r in range(crow.size - 1):
-            row = load(target, r)
-            for p in range(crow[r], crow[r + 1]):
-                entries[p] += dot(row, load(source, col[p]))
+    for start in range(begin, end, block.shape[1]):
+        _pack_all(x, start, block)
+        for first in range(0, crow.size - 1, STRIP):
+            _pack(g, start, first, strip)
+            for r in range(min(STRIP, crow.size - 1 - first)):
+                row = load(strip, r)
+                for p in range(crow[first + r], crow[first + r + 1]):
+                    entries[p] += dot(row, load(block, col[p]))

@@ -3,7 +3,7 @@
     y = csr_matmul(W, x)          dL/dx = csr_matmul(Wᵀ, g)      dL/dW = csr_sddmm(g, x) at W's entries
 
 The derivative of each is made of the two again, so second derivatives work. Without MKL (ARM, macOS) the
-same operators gather and add.
+same operators gather and add. A batch that lies row by row goes to `ash.backends.compiled` where that serves.
 """
 
 import warnings
@@ -149,7 +149,7 @@ csr_sddmm.register_autograd(_sddmm_backward, setup_context=_sddmm_context)
 
 
 class Torch(Backend):
-    """CSR product and SDDMM: MKL on the CPU, cuSPARSE on a GPU."""
+    """CSR product and SDDMM: compiled kernels or MKL on the CPU, cuSPARSE on a GPU."""
 
     name = "torch"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -86,9 +85,7 @@ class SparseLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """New wiring and bias, as when the layer was made."""
-        reset = getattr(self.wiring, "reset_parameters", None)
-        if reset is not None:
-            reset()
+        self.wiring.reset_parameters()
         self._reset_bias()
 
     @torch.no_grad()
@@ -160,14 +157,13 @@ class SparseLinear(SparseLayer):
     ) -> SparseLinear:
         """A sparse layer with the bias of `linear` and, at the wiring's entries, its weights."""
         weight = linear.weight
-        made = partial(wiring) if callable(wiring) and not isinstance(wiring, nn.Module) else wiring
         layer = cls(
             linear.in_features,
             linear.out_features,
             linear.bias is not None,
             device=weight.device,
             dtype=weight.dtype,
-            wiring=made,
+            wiring=wiring,
             backend=backend,
         )
         layer.wiring.load_dense(weight.detach())

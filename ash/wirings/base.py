@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from ash.checks import require, shape
+from ash.checks import UserError, require, shape
 from ash.growth import Factors
 from ash.pattern import check_ravel
 from ash.template import Admissible, Everything
@@ -75,6 +75,10 @@ class Wiring(nn.Module, ABC):
     def forward(self, x: Tensor | None = None) -> SparseWeight:
         """Required. One draw of the weight; x `(b, *in_shape, …)` is for adaptive wirings only."""
 
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as when the wiring was made; default: there are none."""
+        return
+
     @abstractmethod
     def stored_entries(self) -> int:
         """Required. Entries of the inference form: what `ash.count` counts."""
@@ -106,8 +110,7 @@ class Wiring(nn.Module, ABC):
 
         Raises `UserError` where the wiring has no values of its own.
         """
-        raise_unsupported = f"{type(self).__name__} has no values to load; use one with learned values."
-        require(False, raise_unsupported)
+        raise UserError(f"{type(self).__name__} has no values to load; use one with learned values.")
 
     def extra_repr(self) -> str:
         entries = self.stored_entries()

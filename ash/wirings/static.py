@@ -24,7 +24,7 @@ class StaticWiring(Wiring):
         out_shape, in_shape, admissible: as in `Wiring`.
         k: number of entries, or `density`: their share of the admissible ones (default 0.1).
         indices: `(k, r)`, the entries themselves, instead of drawing them.
-        generator: for the draw; torch's default one otherwise.
+        generator: for entries and initial values, on the CPU; torch's default one otherwise.
 
     Attributes:
         indices: `(k, r)` int64 buffer. values: `(k,)` parameter.
@@ -54,7 +54,7 @@ class StaticWiring(Wiring):
         self.register_buffer("indices", indices.clone().to(device))
         self.values = nn.Parameter(torch.empty(len(indices), device=device, dtype=dtype))
         self._pattern: tuple[Tensor, int, CSRPattern] | None = None
-        self.reset_parameters()
+        self.reset_parameters(generator)
 
     def _check_indices(self, indices: Tensor, k: int | None) -> None:
         good = indices.dim() == 2 and indices.shape[1] == self.rank and indices.dtype == torch.int64
@@ -64,10 +64,10 @@ class StaticWiring(Wiring):
         require(bool(self.admissible.contains(indices).all()), f"indices outside {self.admissible!r}; leave them out.")
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Values uniform in ±1/√(fan-in over active entries); the entries stay."""
         rows = ravel(self.indices[:, : len(self.out_shape)], self.out_shape)
-        self.values.copy_(fan_in_uniform(rows, math.prod(self.out_shape)))
+        self.values.copy_(fan_in_uniform(rows.cpu(), math.prod(self.out_shape), generator))
 
     def forward(self, x: Tensor | None = None) -> SparseWeight:
         weight = self.rounded()
