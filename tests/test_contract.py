@@ -260,11 +260,11 @@ def test_operators_are_well_made(monkeypatch: pytest.MonkeyPatch, native: bool, 
     monkeypatch.setattr(torch_backend, "native", native and torch_backend.native)
     for known, utils in ((True, TRACED), (False, CHECKS)):
         arguments = csr_arguments(known, dtype)
-        found = torch.library.opcheck(torch_backend.csr_matmul, arguments, test_utils=utils)
+        found = torch.library.opcheck(torch_backend.csr_matmul.overload, arguments, test_utils=utils)
         assert set(found.values()) == {"SUCCESS"}
     _, crow, col, x, *_ = csr_arguments(False, dtype)
     g = torch.randn(4, 3, dtype=dtype, requires_grad=True)
-    found = torch.library.opcheck(torch_backend.csr_sddmm, (g, x, crow, col), test_utils=CHECKS)
+    found = torch.library.opcheck(torch_backend.csr_sddmm.overload, (g, x, crow, col), test_utils=CHECKS)
     assert set(found.values()) == {"SUCCESS"}
 
 

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ash.backends.operator import operator
+
 LEAST_BATCH = 16
 """Below, most lanes of a block would be empty."""
-LEAST_WORK = 1 << 22
+LEAST_WORK = 1 << 23
 """Entries × batch below which a step is so short that loading numba (seconds) is not worth what it saves."""
 
 enabled = True
@@ -106,19 +108,19 @@ def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size
     return y
 
 
-@torch.library.custom_op("ash::rows_matmul", mutates_args=())
+@operator("rows_matmul(Tensor values, Tensor crow, Tensor col, Tensor x) -> Tensor")
 def rows_matmul(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
     """(rows × columns in CSR), (b, columns) -> x · Wᵀ, (b, rows)."""
     return _product(_lanes().multiply, (values, crow, col), x, len(crow) - 1, x.shape[1])
 
 
-@torch.library.custom_op("ash::rows_matmul_back", mutates_args=())
+@operator("rows_matmul_back(Tensor values, Tensor crow, Tensor col, Tensor g, int columns) -> Tensor")
 def rows_matmul_back(values: Tensor, crow: Tensor, col: Tensor, g: Tensor, columns: int) -> Tensor:
     """(rows × columns in CSR), (b, rows) -> g · W, (b, columns)."""
     return _product(_lanes().multiply_back, (values, crow, col), g, columns, columns)
 
 
-@torch.library.custom_op("ash::rows_sddmm", mutates_args=())
+@operator("rows_sddmm(Tensor g, Tensor x, Tensor crow, Tensor col) -> Tensor")
 def rows_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """(b, rows), (b, columns) -> the entries of gᵀ · x at a CSR structure, in its order."""
     if not len(col) or not len(x):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ash.backends import compiled
 from ash.backends.base import Backend
+from ash.backends.operator import operator
 from ash.pattern import compress
 from ash.weight import SparseWeight
 
@@ -41,7 +42,10 @@ def _row_of(crow: Tensor, count: int) -> Tensor:
     return rows.repeat_interleave(crow.diff().long(), output_size=count)
 
 
-@torch.library.custom_op("ash::csr_matmul", mutates_args=())
+@operator(
+    "csr_matmul(Tensor values, Tensor crow, Tensor col, "
+    "Tensor x, Tensor? t_crow, Tensor? t_col, Tensor? t_order) -> Tensor"
+)
 def csr_matmul(
     values: Tensor,
     crow: Tensor,
@@ -81,7 +85,7 @@ def _(values, crow, col, x, t_crow, t_col, t_order):  # type: ignore[no-untyped-
     return x.new_empty(crow.shape[0] - 1, x.shape[1])
 
 
-@torch.library.custom_op("ash::csr_sddmm", mutates_args=())
+@operator("csr_sddmm(Tensor g, Tensor x, Tensor crow, Tensor col) -> Tensor")
 def csr_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """(rows, e), (cols, e) -> the entries of g · xᵀ at a CSR structure, in its order."""
     if not len(col) or not x.numel():
