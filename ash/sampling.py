@@ -34,17 +34,20 @@ class Sampling:
         local_samples: near the mean: drawn from the tuple's own scale, or, where `local_region` is given,
             uniform in a window of that many indices per column, centred on the mean and shifted to lie
             inside the tensor.
-        guided_samples: entries where the previous batch's loss asked for weight.
+        guided_samples: entries where the previous batch's loss asked for weight, of all entries of the tensor.
+        kept_samples: of a tuple's own points, those where the previous batch's loss asked most for its value:
+            what chance has found once is not lost again. Costs nothing but the points themselves.
     """
 
     corners: bool = True
     global_samples: int = 2
     local_samples: int = 2
     guided_samples: int = 0
+    kept_samples: int = 0
     local_region: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("global_samples", "local_samples", "guided_samples"):
+        for name in ("global_samples", "local_samples", "guided_samples", "kept_samples"):
             positive(name, getattr(self, name), zero=True)
         require(self.corners or self.points(1) > 0, "a tuple without points; ask for corners or some samples.")
         region = self.local_region if isinstance(self.local_region, tuple) else (self.local_region or 1,)
@@ -58,7 +61,8 @@ class Sampling:
 
     def points(self, q: int) -> int:
         """m, the number of points of a tuple with q learned columns."""
-        return (2**q if self.corners else 0) + self.global_samples + self.local_samples + self.guided_samples
+        drawn = self.global_samples + self.local_samples + self.guided_samples + self.kept_samples
+        return (2**q if self.corners else 0) + drawn
 
 
 def new_seed(device: torch.device, generator: torch.Generator | None = None) -> int:
@@ -79,12 +83,14 @@ def sample_points(
     generator: torch.Generator,
     proposals: Int64[Tensor, "g q"] | None = None,
     groups: tuple[Int64[Tensor, " g"], Int64[Tensor, " k"]] | None = None,
+    kept: Int64[Tensor, "k s q"] | None = None,
 ) -> Int64[Tensor, "*b k m q"]:
     """The m integer points of each tuple within a tensor of `sizes` (its q learned columns).
 
     The nearest corner comes first. `proposals` are dealt out in random order to the guided samples; where
     there are none, uniform points take their place, so that m never changes. With `groups` (the flattened fixed
-    columns of proposals and of tuples) a tuple gets proposals of its own group only.
+    columns of proposals and of tuples) a tuple gets proposals of its own group only. `kept` are the points that
+    the tuples have kept.
     """
     parts = [corner_points(tuples, sizes)] if plan.corners else []
     if plan.global_samples:
@@ -94,6 +100,9 @@ def sample_points(
     if plan.guided_samples:
         uniform = _uniform(tuples, sizes, plan.guided_samples, generator)
         parts.append(uniform if proposals is None else _guided(uniform, generator, proposals, groups))
+    if plan.kept_samples:
+        uniform = _uniform(tuples, sizes, plan.kept_samples, generator)
+        parts.append(uniform if kept is None else torch.where(kept < 0, uniform, kept))
     return torch.cat(parts, dim=-2)
 
 

@@ -21,7 +21,12 @@ What was learned, on seeds 0-9:
   ceiling that narrows the scales within 600 steps (else one wide tuple wanders for thousands of batches), and
   taking apart tuples that settle half way between two neighbouring entries and serve both, a solution of the
   sampled network that no rounding can keep (`snap`).
-- Guided samples halve the number of batches at 64 and more; without them it works too.
+- Kept samples (each tuple keeps the one of its points where the last batch's loss asked most for weight) are
+  what makes the search work without the whole gradient: permutations of 32 and 64 without guided samples are
+  found in 200-540 batches, and never within 2,000 without kept ones (30 of 32, 58 of 64), for a chance find is
+  lost again before its gradient can pull a tuple over. They cost nothing but their own points.
+- Guided samples need the whole gradient, block by block. Beside kept ones they matter from 256 on: of a
+  permutation of 512, 511 entries were found within 3,000 batches without, all of them after 1,130 with.
 """
 
 from __future__ import annotations

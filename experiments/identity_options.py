@@ -40,6 +40,8 @@ class Options(RunOptions):
     """Points around the mean per tuple."""
     guided_samples: int = 2
     """Points per tuple where the last batch's loss asked for weight."""
+    kept_samples: int = 1
+    """Of a tuple's points, those to keep for the next batch, where the last one's loss asked for weight."""
     subset: float | None = None
     """Share of the tuples trained in a batch."""
     batch: int = 256
@@ -76,6 +78,7 @@ def blog(options: Options) -> Options:
         global_samples=62,
         local_samples=2,
         guided_samples=0,
+        kept_samples=0,
         kernel="gaussian",
         steps=6000,
         run_on=True,

@@ -74,6 +74,7 @@ class Tuples(Learner):
                 global_samples=options.global_samples,
                 local_samples=options.local_samples,
                 guided_samples=options.guided_samples,
+                kept_samples=options.kept_samples,
             ),
             values=options.values or "ones",
             value_std=1.0 if self.learned_values else None,

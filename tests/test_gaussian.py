@@ -29,7 +29,7 @@ from ash import (
 )
 from ash.pattern import ravel
 
-GUIDED = Sampling(guided_samples=2)
+GUIDED = Sampling(guided_samples=2, kept_samples=1)
 
 
 def linear(size: int = 8, k: int = 8, bias: bool = True, **options: Any) -> SparseLinear:
@@ -385,6 +385,58 @@ def test_with_a_template_proposals_go_to_tuples_that_can_use_them() -> None:
     for row, entries in enumerate(drawn):
         suited = best[best // 50 == row]
         assert torch.isin(entries, suited).sum() >= min(2, len(suited))
+
+
+KEPT = Sampling(global_samples=3, local_samples=1, kept_samples=2)
+
+
+@pytest.mark.parametrize("subset", [None, 0.5])
+def test_a_tuple_keeps_its_points_where_the_loss_asked_most_for_its_value(subset: float | None) -> None:
+    made = GaussianWiring(9, 7, 6, sampling=KEPT, subset=subset)
+    with torch.no_grad():
+        made.values.copy_(torch.tensor([1.0, -1.0, 2.0, -2.0, 0.5, -0.5]))
+    before = made.kept.clone()
+    gradient = torch.randn(9, 7)
+    points: list[Tensor] = []
+    keep = made._keep
+
+    def watch(which: Tensor, drawn: Tensor, g: Tensor) -> None:
+        points.extend((which, drawn))
+        keep(which, drawn, g)
+
+    made._keep = watch  # type: ignore[method-assign]
+    (made().to_dense() * gradient).sum().backward()
+    with torch.no_grad():
+        made.means.offset.add_(0.01)
+    assert torch.equal(made.kept, before), "the points change with the parameters, not before"
+    made.settle()
+    which, drawn = points
+    assert len(which) == (6 if subset is None else 3)
+    for place, i in enumerate(which.tolist()):
+        wanted = sorted((-gradient[tuple(p)] * made.values[i].sign()).item() for p in drawn[place])
+        found = sorted((-gradient[tuple(p)] * made.values[i].sign()).item() for p in made.kept[i])
+        assert found == pytest.approx(wanted[-2:])
+    others = [i for i in range(6) if i not in which.tolist()]
+    assert torch.equal(made.kept[others], before[others])
+
+
+def test_kept_points_are_among_the_next_points_and_none_are_forgotten_in_a_copy() -> None:
+    layer = linear(size=9, sampling=KEPT)
+    step(layer, torch.optim.Adam(layer.parameters(), lr=0.01))
+    wiring = wiring_of(layer)
+    drawn = wiring.train()().indices.reshape(wiring.k, -1, 2)
+    assert int(wiring.kept.min()) >= 0
+    assert torch.equal(drawn[:, -2:], wiring.kept)
+    assert torch.equal(copy.deepcopy(wiring).kept, wiring.kept)
+    wiring.reset_parameters()
+    assert int(wiring.kept.max()) == -1
+
+
+def test_nothing_is_kept_for_instances() -> None:
+    layer = linear(sampling=KEPT, per_instance=True)
+    step(layer, torch.optim.Adam(layer.parameters(), lr=0.01))
+    layer(torch.randn(4, 8)).sum().backward()
+    assert wiring_of(layer).kept.numel() == 0
 
 
 def test_proposals_are_admissible() -> None:

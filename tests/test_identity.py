@@ -60,7 +60,7 @@ def test_impossible_options(options: dict[str, object], message: str) -> None:
 
 def test_the_blogs_preset_is_the_blogs_setting() -> None:
     options = resolved(PRESETS["blog"](Options()))
-    points = 4 + options.global_samples + options.local_samples + options.guided_samples
+    points = 4 + options.global_samples + options.local_samples + options.guided_samples + options.kept_samples
     assert (options.size, options.k, options.batch, options.steps, points) == (32, 32, 256, 6000, 68)
     assert options.frames == BLOG_FRAMES and options.run_on and options.kernel == "gaussian"
 

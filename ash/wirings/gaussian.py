@@ -68,6 +68,7 @@ class GaussianWiring(Wiring):
     _settled_offset: Tensor
     _settled_log_scale: Tensor
     proposals: Tensor
+    kept: Tensor
     proposal_count: Tensor
     step: Tensor
     frozen: Tensor
@@ -153,11 +154,14 @@ class GaussianWiring(Wiring):
         capacity = 0 if self.per_instance else k * self.sampling.guided_samples
         self.register_buffer("proposals", torch.zeros(capacity, self.rank, dtype=torch.int64, device=device))
         self.register_buffer("proposal_count", torch.zeros((), dtype=torch.int64))
+        kept = (0 if self.per_instance else k, self.sampling.kept_samples, len(self.sizes))
+        self.register_buffer("kept", torch.full(kept, -1, dtype=torch.int64, device=device))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         self.register_buffer("_settled_offset", None, persistent=False)
         self.register_buffer("_settled_log_scale", None, persistent=False)
         self._pending: Factors | None = None
+        self._found: Tensor | None = None
         self._cache: tuple[list[tuple[Tensor, int]], Tensor, CSRPattern | None] | None = None
         self.register_state_dict_pre_hook(_before_saving)
         self.register_load_state_dict_post_hook(_after_loading)
@@ -175,7 +179,8 @@ class GaussianWiring(Wiring):
         self._clamp_scales()
         for state in (self.step, self.proposals, self.proposal_count):
             state.zero_()
-        self._pending = None
+        self.kept.fill_(-1)
+        self._pending = self._found = None
         self._mark_settled()
         rounded = self.rounded_indices()
         require(
@@ -235,6 +240,9 @@ class GaussianWiring(Wiring):
         self._clamp_scales()
         self.means.settle(self.log_scale.exp())
         self._take_proposals()
+        if self._found is not None:
+            self.kept.copy_(self._found)
+            self._found = None
         self._mark_settled()
 
     def _owns_parameters(self) -> bool:
@@ -267,13 +275,16 @@ class GaussianWiring(Wiring):
         tuples, fixed = self.tuples(), self.fixed
         if self.subset is not None and self.subset < 1:
             return self._with_rest(tuples, generator, x)
-        return self._draw(tuples, fixed, generator, x)
+        return self._draw(tuples, torch.arange(self.k, device=fixed.device), generator, x)
 
-    def _draw(self, tuples: IndexTuples, fixed: Tensor, generator: torch.Generator, x: Tensor | None) -> SparseWeight:
+    def _draw(self, tuples: IndexTuples, which: Tensor, generator: torch.Generator, x: Tensor | None) -> SparseWeight:
+        """A draw of some tuples, of which `which` are the numbers."""
+        fixed = self.fixed[which]
         if self.per_instance:
             require(x is not None, "per_instance wiring without an input; call wiring(x), so that b is known.")
             tuples = _expand(tuples, x.shape[0])  # type: ignore[union-attr]
-        points = sample_points(tuples, self.sizes, self.sampling, generator, *self._own_proposals(fixed))
+        kept = self.kept[which] if len(self.kept) else None
+        points = sample_points(tuples, self.sizes, self.sampling, generator, *self._own_proposals(fixed), kept)
         if not self.admissible.everything:
             points[..., 0, :] = self._nearest(tuples, fixed)[..., list(self.template.learned)]
         full = self.template.fill(points, fixed)
@@ -288,7 +299,18 @@ class GaussianWiring(Wiring):
             admissible=self.admissible,
             generator=generator,
         )
+        if self.sampling.kept_samples and weights.requires_grad and not self.per_instance:
+            weights.register_hook(lambda g: self._keep(which, points, g))
         return SparseWeight(full.flatten(-3, -2), weights.flatten(-2), self.out_shape, self.in_shape)
+
+    @torch.no_grad()
+    def _keep(self, which: Tensor, points: Tensor, gradient: Tensor) -> None:
+        """Note each tuple's points whose weights the loss wants to change most in the direction of its value."""
+        wanted = -gradient * self.values[which].sign().unsqueeze(-1)
+        best = wanted.topk(self.sampling.kept_samples, dim=-1).indices.unsqueeze(-1)
+        if self._found is None:
+            self._found = self.kept.clone()
+        self._found[which] = points.gather(-2, best.expand(-1, -1, points.shape[-1]))
 
     def _with_rest(self, tuples: IndexTuples, generator: torch.Generator, x: Tensor | None) -> SparseWeight:
         """A random subset drawn and trained; the rest rounded, without gradients."""
@@ -296,7 +318,7 @@ class GaussianWiring(Wiring):
         order = torch.randperm(self.k, generator=generator, device=device)
         chosen = order[: max(1, round((self.subset or 1) * self.k))]
         rest = order[len(chosen) :]
-        drawn = self._draw(tuples.take(chosen), self.fixed[chosen], generator, x)
+        drawn = self._draw(tuples.take(chosen), chosen, generator, x)
         indices, values = self.rounded_indices()[rest], self.values.detach()[rest]
         if self.per_instance:
             b = drawn.values.shape[0]
