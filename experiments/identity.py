@@ -31,7 +31,7 @@ What was learned, on seeds 0-9:
 
 from __future__ import annotations
 
-from experiments.identity_options import PRESETS, Options, resolved
+from experiments.identity_options import PRESETS, Options
 from experiments.learners import make_learner
 from experiments.recovery import Trial, make_target
 from experiments.runs import Run
@@ -41,7 +41,6 @@ __all__ = ["PRESETS", "Options", "run"]
 
 def run(options: Options, run: Run) -> dict[str, object]:
     """Train one learner; the keys stand in the module's docstring."""
-    options = resolved(options)
     target = make_target(options.target, options.size).to(run.device)
     learner = make_learner(options, target.shape, run.device)
     trial = Trial(learner, target, options.batch, keep_frames=options.frames)

@@ -67,6 +67,36 @@ class Options(RunOptions):
     frames: tuple[int, ...] = ()
     """Batches that the row of small pictures shows; spread evenly if not given."""
 
+    def resolved(self) -> Options:
+        """The options with what depends on others decided. Raises `UserError` for impossible ones."""
+        for name in ("size", "batch", "steps"):
+            positive(f"--{name}", getattr(self, name))
+        values = self.values or ("learned" if self.target == "sparse" else "ones")
+        require(
+            not (self.target == "sparse" and values == "ones"),
+            "--values ones with --target sparse, whose entries are not ones; use --values learned.",
+        )
+        require(
+            self.target != "sparse" or self.size >= 2, f"--size {self.size}; expected at least 2 for 2N entries."
+        )
+        require(
+            not (self.method == "reinforce" and values == "learned"),
+            "--method reinforce learns positions only; use --values ones.",
+        )
+        learned = values == "learned"
+        choices = {
+            "values": values,
+            "k": (2 if self.target == "sparse" else 1) * self.size,
+            "scale_decay": 0.01 if learned else 0.005,
+            "scale_floor": 0.05 if learned else 0.3,
+            "ceiling_steps": 600 if learned else 0,
+            "rescue_every": 25 if learned else 0,
+            "steps": 30 if self.quick else self.steps,
+        }
+        always = {"values", "steps"}
+        given = {name: v for name, v in choices.items() if name in always or getattr(self, name) is None}
+        return dataclasses.replace(self, **given)  # type: ignore[arg-type]
+
 
 def blog(options: Options) -> Options:
     """The setting of the blog: 32 x 32, 32 tuples, 68 points each, 6,000 batches of 256."""
@@ -87,34 +117,3 @@ def blog(options: Options) -> Options:
 
 
 PRESETS = {"blog": blog}
-
-
-def resolved(options: Options) -> Options:
-    """The options with what depends on others decided. Raises `UserError` for impossible ones."""
-    for name in ("size", "batch", "steps"):
-        positive(f"--{name}", getattr(options, name))
-    values = options.values or ("learned" if options.target == "sparse" else "ones")
-    require(
-        not (options.target == "sparse" and values == "ones"),
-        "--values ones with --target sparse, whose entries are not ones; use --values learned.",
-    )
-    require(
-        options.target != "sparse" or options.size >= 2, f"--size {options.size}; expected at least 2 for 2N entries."
-    )
-    require(
-        not (options.method == "reinforce" and values == "learned"),
-        "--method reinforce learns positions only; use --values ones.",
-    )
-    learned = values == "learned"
-    choices = {
-        "values": values,
-        "k": (2 if options.target == "sparse" else 1) * options.size,
-        "scale_decay": 0.01 if learned else 0.005,
-        "scale_floor": 0.05 if learned else 0.3,
-        "ceiling_steps": 600 if learned else 0,
-        "rescue_every": 25 if learned else 0,
-        "steps": 30 if options.quick else options.steps,
-    }
-    always = {"values", "steps"}
-    given = {name: v for name, v in choices.items() if name in always or getattr(options, name) is None}
-    return dataclasses.replace(options, **given)  # type: ignore[arg-type]

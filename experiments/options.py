@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 
@@ -31,6 +31,10 @@ class RunOptions:
     preset: str | None = None
     """Settings by name; options given beside it take precedence."""
 
+    def resolved(self) -> RunOptions:
+        """The options with what depends on others decided; called once or more before a run. Raises `UserError`."""
+        return self
+
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"out", "resume", "device", "preset", "steps", "epochs", "data_dir", "download"}
     )
@@ -50,7 +54,8 @@ def resolve(name: str, options: Chosen) -> Chosen:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return dataclasses.replace(options, out=options.out or Path("runs") / name, device=device)
+    chosen = dataclasses.replace(options, out=options.out or Path("runs") / name, device=device)
+    return cast(Chosen, chosen.resolved())
 
 
 def fixed(options: RunOptions) -> dict[str, Any]:

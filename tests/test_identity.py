@@ -13,7 +13,7 @@ import torch
 from ash import UserError
 from ash.pattern import ravel
 from experiments.__main__ import main
-from experiments.identity_options import BLOG_FRAMES, PRESETS, Options, resolved
+from experiments.identity_options import BLOG_FRAMES, PRESETS, Options
 from experiments.learners import METHODS, Learner, make_learner
 from experiments.recovery import Trial, make_target
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def learner(**options: object) -> Learner:
-    return make_learner(resolved(Options(**options)), (8, 8), CPU)  # type: ignore[arg-type]
+    return make_learner(Options(**options).resolved(), (8, 8), CPU)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("kind", "entries"), [("identity", 9), ("permutation", 9), ("sparse", 18)])
@@ -37,11 +37,11 @@ def test_targets(kind: str, entries: int) -> None:
 
 
 def test_options_depend_on_each_other() -> None:
-    fixed, learned = resolved(Options(size=10)), resolved(Options(size=10, target="sparse"))
+    fixed, learned = Options(size=10).resolved(), Options(size=10, target="sparse").resolved()
     assert (fixed.values, fixed.k, fixed.rescue_every, fixed.scale_decay) == ("ones", 10, 0, 0.005)
     assert (learned.values, learned.k, learned.rescue_every, learned.scale_decay) == ("learned", 20, 25, 0.01)
-    assert resolved(Options(target="sparse", rescue_every=0, scale_floor=0.2)).rescue_every == 0
-    assert resolved(Options(quick=True)).steps < Options().steps
+    assert Options(target="sparse", rescue_every=0, scale_floor=0.2).resolved().rescue_every == 0
+    assert Options(quick=True).resolved().steps < Options().steps
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_options_depend_on_each_other() -> None:
 )
 def test_impossible_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        resolved(Options(**options))  # type: ignore[arg-type]
+        Options(**options).resolved()  # type: ignore[arg-type]
 
 
 def test_the_blogs_preset_is_the_blogs_setting() -> None:
-    options = resolved(PRESETS["blog"](Options()))
+    options = PRESETS["blog"](Options()).resolved()
     points = 4 + options.global_samples + options.local_samples + options.guided_samples + options.kept_samples
     assert (options.size, options.k, options.batch, options.steps, points) == (32, 32, 256, 6000, 68)
     assert options.frames == BLOG_FRAMES and options.run_on and options.kernel == "gaussian"
