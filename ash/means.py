@@ -30,6 +30,11 @@ class Means(nn.Module, ABC):
         super().__init__()
         self.sizes = tuple(sizes)
         self.offset = nn.Parameter(torch.zeros(k, len(self.sizes), device=device, dtype=dtype))
+        self._register_state()
+
+    def _register_state(self) -> None:
+        """Register what a parametrisation stores besides the offset; default: nothing."""
+        return
 
     @property
     def top(self) -> Float[Tensor, " q"]:
@@ -60,14 +65,7 @@ class Anchored(Means):
     anchor: Tensor
     fraction: Tensor
 
-    def __init__(
-        self,
-        k: int,
-        sizes: Sequence[int],
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__(k, sizes, device, dtype)
+    def _register_state(self) -> None:
         self.register_buffer("anchor", torch.zeros_like(self.offset, dtype=torch.int64, requires_grad=False))
         self.register_buffer("fraction", torch.zeros_like(self.offset, requires_grad=False))
 

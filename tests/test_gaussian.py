@@ -358,14 +358,14 @@ def test_proposals_are_the_largest_entries_of_the_gradient(values: str, sign: in
     y = layer(x)
     y.register_hook(kept.append)
     y.square().sum().backward()
-    assert wiring.proposal_count == 0  # they wait for the step
+    assert wiring.search.count == 0  # they wait for the step
     optimizer.step()
     wiring.settle()
     gradient = Factors(x, kept[0]).dense()
     score = gradient.abs() if sign == 0 else sign * gradient
     expected = score.flatten().topk(10).indices
-    assert wiring.proposal_count == 10
-    assert set(ravel(wiring.proposals, (9, 9)).tolist()) == set(expected.tolist())
+    assert wiring.search.count == 10
+    assert set(ravel(wiring.search.proposals, (9, 9)).tolist()) == set(expected.tolist())
     drawn = ravel(wiring(x).indices, (9, 9))
     assert torch.isin(expected, drawn).all()
 
@@ -395,29 +395,29 @@ def test_a_tuple_keeps_its_points_where_the_loss_asked_most_for_its_value(subset
     made = GaussianWiring(9, 7, 6, sampling=KEPT, subset=subset)
     with torch.no_grad():
         made.values.copy_(torch.tensor([1.0, -1.0, 2.0, -2.0, 0.5, -0.5]))
-    before = made.kept.clone()
+    before = made.search.kept.clone()
     gradient = torch.randn(9, 7)
     points: list[Tensor] = []
-    keep = made._keep
+    keep = made.search.keep
 
-    def watch(which: Tensor, drawn: Tensor, g: Tensor) -> None:
+    def watch(which: Tensor, drawn: Tensor, wanted: Tensor) -> None:
         points.extend((which, drawn))
-        keep(which, drawn, g)
+        keep(which, drawn, wanted)
 
-    made._keep = watch  # type: ignore[method-assign]
+    made.search.keep = watch  # type: ignore[method-assign]
     (made().to_dense() * gradient).sum().backward()
     with torch.no_grad():
         made.means.offset.add_(0.01)
-    assert torch.equal(made.kept, before), "the points change with the parameters, not before"
+    assert torch.equal(made.search.kept, before), "the points change with the parameters, not before"
     made.settle()
     which, drawn = points
     assert len(which) == (6 if subset is None else 3)
     for place, i in enumerate(which.tolist()):
         wanted = sorted((-gradient[tuple(p)] * made.values[i].sign()).item() for p in drawn[place])
-        found = sorted((-gradient[tuple(p)] * made.values[i].sign()).item() for p in made.kept[i])
+        found = sorted((-gradient[tuple(p)] * made.values[i].sign()).item() for p in made.search.kept[i])
         assert found == pytest.approx(wanted[-2:])
     others = [i for i in range(6) if i not in which.tolist()]
-    assert torch.equal(made.kept[others], before[others])
+    assert torch.equal(made.search.kept[others], before[others])
 
 
 def test_kept_points_are_among_the_next_points_and_none_are_forgotten_in_a_copy() -> None:
@@ -425,18 +425,18 @@ def test_kept_points_are_among_the_next_points_and_none_are_forgotten_in_a_copy(
     step(layer, torch.optim.Adam(layer.parameters(), lr=0.01))
     wiring = wiring_of(layer)
     drawn = wiring.train()().indices.reshape(wiring.k, -1, 2)
-    assert int(wiring.kept.min()) >= 0
-    assert torch.equal(drawn[:, -2:], wiring.kept)
-    assert torch.equal(copy.deepcopy(wiring).kept, wiring.kept)
+    assert int(wiring.search.kept.min()) >= 0
+    assert torch.equal(drawn[:, -2:], wiring.search.kept)
+    assert torch.equal(copy.deepcopy(wiring).search.kept, wiring.search.kept)
     wiring.reset_parameters()
-    assert int(wiring.kept.max()) == -1
+    assert int(wiring.search.kept.max()) == -1
 
 
 def test_nothing_is_kept_for_instances() -> None:
     layer = linear(sampling=KEPT, per_instance=True)
     step(layer, torch.optim.Adam(layer.parameters(), lr=0.01))
     layer(torch.randn(4, 8)).sum().backward()
-    assert wiring_of(layer).kept.numel() == 0
+    assert wiring_of(layer).search.kept.numel() == 0
 
 
 def test_proposals_are_admissible() -> None:
@@ -445,7 +445,7 @@ def test_proposals_are_admissible() -> None:
     step(layer, optimizer)
     wiring = wiring_of(layer)
     wiring.settle()
-    found = wiring.proposals[: int(wiring.proposal_count)]
+    found = wiring.search.proposals[: int(wiring.search.count)]
     assert len(found) == 15  # as many as there are
     assert wiring.admissible.contains(found).all()
 

@@ -269,7 +269,7 @@ def test_guided_samples_look_at_extra_dimensions_too() -> None:
     wiring.settle()
     gradient = torch.einsum("boprs,bijrs->opij", kept[0], x)
     expected = gradient.abs().flatten().topk(4).indices
-    assert set(ravel(wiring.proposals, wiring.shape).tolist()) == set(expected.tolist())
+    assert set(ravel(wiring.search.proposals, wiring.shape).tolist()) == set(expected.tolist())
 
 
 FIRST_CALL = """

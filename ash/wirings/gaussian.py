@@ -24,6 +24,7 @@ from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
 from ash.wirings.base import RewireReport, Wiring, entries_from, fan_in_uniform, version
 from ash.wirings.rescue import Rescue
+from ash.wirings.search import Search
 
 _VALUES = {"learned": True, "ones": False}
 
@@ -67,9 +68,6 @@ class GaussianWiring(Wiring):
     fixed: Tensor
     _settled_offset: Tensor
     _settled_log_scale: Tensor
-    proposals: Tensor
-    kept: Tensor
-    proposal_count: Tensor
     step: Tensor
     frozen: Tensor
 
@@ -151,17 +149,11 @@ class GaussianWiring(Wiring):
     def _register_state(self, k: int, device: torch.device | str | None) -> None:
         fixed = self.template.indices if self.template.columns else torch.zeros(k, 0, dtype=torch.int64)
         self.register_buffer("fixed", fixed.to(device))
-        capacity = 0 if self.per_instance else k * self.sampling.guided_samples
-        self.register_buffer("proposals", torch.zeros(capacity, self.rank, dtype=torch.int64, device=device))
-        self.register_buffer("proposal_count", torch.zeros((), dtype=torch.int64))
-        kept = (0 if self.per_instance else k, self.sampling.kept_samples, len(self.sizes))
-        self.register_buffer("kept", torch.full(kept, -1, dtype=torch.int64, device=device))
+        self.search = Search(0 if self.per_instance else k, self.template, self.shape, self.sampling, device)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         self.register_buffer("_settled_offset", None, persistent=False)
         self.register_buffer("_settled_log_scale", None, persistent=False)
-        self._pending: Factors | None = None
-        self._found: Tensor | None = None
         self._cache: tuple[list[tuple[Tensor, int]], Tensor, CSRPattern | None] | None = None
         self.register_state_dict_pre_hook(_before_saving)
         self.register_load_state_dict_post_hook(_after_loading)
@@ -177,10 +169,8 @@ class GaussianWiring(Wiring):
         self.means.place(torch.arange(self.k, device=device), where.to(device))
         self.log_scale.fill_(math.log(self.scale_init))
         self._clamp_scales()
-        for state in (self.step, self.proposals, self.proposal_count):
-            state.zero_()
-        self.kept.fill_(-1)
-        self._pending = self._found = None
+        self.step.zero_()
+        self.search.reset()
         self._mark_settled()
         rounded = self.rounded_indices()
         require(
@@ -239,10 +229,7 @@ class GaussianWiring(Wiring):
         self.log_scale.sub_(self.scale_decay)
         self._clamp_scales()
         self.means.settle(self.log_scale.exp())
-        self._take_proposals()
-        if self._found is not None:
-            self.kept.copy_(self._found)
-            self._found = None
+        self.search.settle(self.admissible, "largest" if self.learned_values else "negative")
         self._mark_settled()
 
     def _owns_parameters(self) -> bool:
@@ -283,8 +270,8 @@ class GaussianWiring(Wiring):
         if self.per_instance:
             require(x is not None, "per_instance wiring without an input; call wiring(x), so that b is known.")
             tuples = _expand(tuples, x.shape[0])  # type: ignore[union-attr]
-        kept = self.kept[which] if len(self.kept) else None
-        points = sample_points(tuples, self.sizes, self.sampling, generator, *self._own_proposals(fixed), kept)
+        kept = self.search.kept[which] if self.search.keeps else None
+        points = sample_points(tuples, self.sizes, self.sampling, generator, *self.search.guided(fixed), kept)
         if not self.admissible.everything:
             points[..., 0, :] = self._nearest(tuples, fixed)[..., list(self.template.learned)]
         full = self.template.fill(points, fixed)
@@ -299,18 +286,10 @@ class GaussianWiring(Wiring):
             admissible=self.admissible,
             generator=generator,
         )
-        if self.sampling.kept_samples and weights.requires_grad and not self.per_instance:
-            weights.register_hook(lambda g: self._keep(which, points, g))
+        if self.search.keeps and weights.requires_grad:
+            signs = tuples.values.detach().sign().unsqueeze(-1)
+            weights.register_hook(lambda g: self.search.keep(which, points, -g * signs))
         return SparseWeight(full.flatten(-3, -2), weights.flatten(-2), self.out_shape, self.in_shape)
-
-    @torch.no_grad()
-    def _keep(self, which: Tensor, points: Tensor, gradient: Tensor) -> None:
-        """Note each tuple's points whose weights the loss wants to change most in the direction of its value."""
-        wanted = -gradient * self.values[which].sign().unsqueeze(-1)
-        best = wanted.topk(self.sampling.kept_samples, dim=-1).indices.unsqueeze(-1)
-        if self._found is None:
-            self._found = self.kept.clone()
-        self._found[which] = points.gather(-2, best.expand(-1, -1, points.shape[-1]))
 
     def _with_rest(self, tuples: IndexTuples, generator: torch.Generator, x: Tensor | None) -> SparseWeight:
         """A random subset drawn and trained; the rest rounded, without gradients."""
@@ -393,34 +372,11 @@ class GaussianWiring(Wiring):
 
     @property
     def wants_factors(self) -> bool:
-        return self.training and len(self.proposals) > 0 and not bool(self.frozen)
+        return self.training and self.search.guides and not bool(self.frozen)
 
-    @torch.no_grad()
     def observe(self, factors: Factors) -> None:
-        """Where the loss asks for weight, the next step's guided samples will look.
-
-        The proposals change together with the parameters and not before: activation checkpointing draws the
-        points of a batch again in the midst of its backward pass.
-        """
-        self._pending = factors
-
-    def _take_proposals(self) -> None:
-        if self._pending is None:
-            return
-        by = "largest" if self.learned_values else "negative"
-        indices, _ = self._pending.top(len(self.proposals), admissible=self.admissible, by=by)
-        self.proposals[: len(indices)] = indices
-        self.proposal_count.fill_(len(indices))
-        self._pending = None
-
-    def _own_proposals(self, fixed: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Proposals in the learned columns and, where columns are fixed, which proposals suit which tuples."""
-        if not len(self.proposals):
-            return None, None
-        entries, columns = self.proposals[: int(self.proposal_count)], list(self.template.columns)
-        sizes = [self.shape[c] for c in columns]
-        groups = (ravel(entries[:, columns], sizes), ravel(fixed, sizes)) if columns else None
-        return entries[:, list(self.template.learned)], groups
+        """Where the loss asks for weight, the next step's guided samples will look."""
+        self.search.observe(factors)
 
     @torch.no_grad()
     def rewire(self, score: Factors, rescue: Rescue | None = None) -> RewireReport:
