@@ -55,7 +55,7 @@ class Options(RunOptions):
     value_lr: float = 0.03
     """Adam's step of learned values."""
     scale_decay: float | None = None
-    """Taken off every log scale per batch; 0.005 for fixed values and 0.01 for learned ones if not given."""
+    """Taken off every log scale per batch; 0.003 for fixed values and 0.01 for learned ones if not given."""
     scale_floor: float | None = None
     """Smallest scale; 0.3 for fixed values and 0.05 for learned ones if not given."""
     ceiling_steps: int | None = None
@@ -87,7 +87,7 @@ class Options(RunOptions):
         choices = {
             "values": values,
             "k": (2 if self.target == "sparse" else 1) * self.size,
-            "scale_decay": 0.01 if learned else 0.005,
+            "scale_decay": 0.01 if learned else 0.003,
             "scale_floor": 0.05 if learned else 0.3,
             "ceiling_steps": 600 if learned else 0,
             "rescue_every": 25 if learned else 0,

@@ -38,7 +38,7 @@ def test_targets(kind: str, entries: int) -> None:
 
 def test_options_depend_on_each_other() -> None:
     fixed, learned = Options(size=10).resolved(), Options(size=10, target="sparse").resolved()
-    assert (fixed.values, fixed.k, fixed.rescue_every, fixed.scale_decay) == ("ones", 10, 0, 0.005)
+    assert (fixed.values, fixed.k, fixed.rescue_every, fixed.scale_decay) == ("ones", 10, 0, 0.003)
     assert (learned.values, learned.k, learned.rescue_every, learned.scale_decay) == ("learned", 20, 25, 0.01)
     assert Options(target="sparse", rescue_every=0, scale_floor=0.2).resolved().rescue_every == 0
     assert Options(quick=True).resolved().steps < Options().steps
