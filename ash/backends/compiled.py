@@ -21,7 +21,7 @@ from ash.backends.operator import operator
 
 LEAST_BATCH = 16
 """Below, most lanes of a block would be empty."""
-LEAST_WORK = 1 << 23
+LEAST_WORK = 5_000_000
 """Entries × batch below which a step is so short that loading numba (seconds) is not worth what it saves."""
 
 enabled = True
