@@ -5,11 +5,13 @@ that sparse weight to its input. Loading this package loads torch and nothing op
 """
 
 from ash.checks import BackendUnavailable, UserError
+from ash.codebook import Codebook
 from ash.contexts import Context
 from ash.contract import contract
 from ash.count import count
 from ash.diagnose import diagnose
 from ash.growth import Factors
+from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
 from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.linear import SparseLayer, SparseLinear
 from ash.optim import clear_state, parameter_groups
@@ -20,6 +22,7 @@ from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
 from ash.wirings.base import RewireReport, Wiring
 from ash.wirings.gaussian import GaussianWiring
+from ash.wirings.hyper import HyperWiring
 from ash.wirings.rescue import Rescue
 from ash.wirings.static import StaticWiring
 
@@ -30,17 +33,22 @@ __all__ = [
     "Anneal",
     "BackendUnavailable",
     "Boxes",
+    "Codebook",
     "Context",
+    "ConvHypernetwork",
     "Everything",
     "Factors",
     "Gaussian",
     "GaussianWiring",
+    "HyperWiring",
     "IndexTuples",
     "Kernel",
+    "MLPHypernetwork",
     "Mask",
     "Rescue",
     "RewireReport",
     "Sampling",
+    "SetHypernetwork",
     "SourceBeforeTarget",
     "SparseLayer",
     "SparseLinear",

@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from ash.checks import require
 from ash.pattern import INT32_MAX
 from ash.wirings.base import Wiring
+from ash.wirings.hyper import HyperWiring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class Figures:
         biases: numbers of biases; not among the stored numbers.
         flops: operations for one instance, 2 for each entry (a multiplication and an addition). Where a layer
             shares its weight over extra dimensions (pixels), for each of their positions. Known for sparse
-            layers, linear ones and convolutions; 0 for other modules.
+            layers, linear ones and convolutions; 0 for other modules. An adaptive wiring's are those of one
+            pass through each layer of its hypernetwork and of the entries that this emits.
         training_numbers: what the `state_dict` of a wiring holds besides: means, anchors, scales, fixed
             columns, proposals, counts. The optimizer's state is not known here.
         dense_weights: numbers of the dense tensors of the same shapes.
@@ -135,6 +137,8 @@ def _wiring(wiring: Wiring, seen: set[int]) -> dict[str, int]:
     entries, rows, cols = wiring.stored_entries(), math.prod(wiring.out_shape), math.prod(wiring.in_shape)
     if _again(wiring, seen):
         return {"flops": 2 * entries}
+    if isinstance(wiring, HyperWiring):
+        return _adaptive(wiring)
     rest = sum(each.numel() for name, each in _held(wiring) if name not in wiring.inference_tensors)
     return {
         "values": entries,
@@ -144,6 +148,18 @@ def _wiring(wiring: Wiring, seen: set[int]) -> dict[str, int]:
         "flops": 2 * entries,
         "training_numbers": rest,
         "dense_weights": rows * cols,
+    }
+
+
+def _adaptive(wiring: HyperWiring) -> dict[str, int]:
+    """All that is learned is a stored value; index tuples are emitted and stored nowhere."""
+    learned = sum(p.numel() for p in wiring.parameters())
+    inside = [_own("", module, set()) for module in wiring.hypernetwork.modules()]
+    return {
+        "values": learned,
+        "flops": 2 * wiring.stored_entries() + sum(each["flops"] for each in inside),
+        "training_numbers": sum(each.numel() for _, each in _held(wiring)) - learned,
+        "dense_weights": math.prod(wiring.shape),
     }
 
 

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from ash.codebook import Codebook
 from ash.means import Means
 from ash.wirings.base import Wiring
-from ash.wirings.gaussian import GaussianWiring
+
+_APART = {"log_scale": "scales", "codes": "codes", "offset": "offsets"}
 
 
 def parameter_groups(
@@ -23,32 +25,34 @@ def parameter_groups(
     value_lr: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Groups for any torch optimizer: the means, the scales, the values of sparse layers, and everything else.
+    """Groups for any torch optimizer: means, scales, values, hypernetworks' offsets, and everything else.
 
     Args:
-        lr: of everything else, and of the values unless `value_lr` is given.
+        lr: of everything else, hypernetworks among it, and of the values unless `value_lr` is given.
         mean_lr: of means, in units of a tuple's own scale per step (with Adam).
         scale_lr: of log scales.
-        weight_decay: of values and everything else. Means and scales get none: it would pull means to their
-            anchors or the centre, and scales to 1.
+        weight_decay: of values and everything else. Means, scales, a codebook's logits and the offsets of adaptive
+            wirings get none: it would pull means to their anchors or the centre, scales to 1, choices apart.
 
     Returns:
-        Dicts with `params`, `lr`, `weight_decay` and `name` ("means", "scales", "values", "other"); empty groups
-        are left out.
+        Dicts with `params`, `lr`, `weight_decay` and `name` ("means", "scales", "values", "codes", "offsets",
+        "other"); empty groups are left out.
     """
-    groups: dict[str, list[nn.Parameter]] = {"means": [], "scales": [], "values": [], "other": []}
+    names = ("means", "scales", "values", "codes", "offsets", "other")
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in names}
     seen: set[int] = set()
     for name, module in _kinds(model):
         for parameter in module:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 groups[name].append(parameter)
-    rates = {"means": mean_lr, "scales": scale_lr, "values": lr if value_lr is None else value_lr, "other": lr}
+    values = lr if value_lr is None else value_lr
+    rates = {"means": mean_lr, "scales": scale_lr, "values": values, "codes": values, "offsets": lr, "other": lr}
     return [
         {
             "params": params,
             "lr": rates[name],
-            "weight_decay": 0.0 if name in ("means", "scales") else weight_decay,
+            "weight_decay": weight_decay if name in ("values", "other") else 0.0,
             "name": name,
         }
         for name, params in groups.items()
@@ -62,10 +66,12 @@ def _kinds(model: nn.Module) -> Iterable[tuple[str, list[nn.Parameter]]]:
             yield "means", list(module.parameters(recurse=False))
         elif isinstance(module, Wiring):
             own = dict(module.named_parameters(recurse=False))
-            scale = own.pop("log_scale", None) if isinstance(module, GaussianWiring) else None
-            if scale is not None:
-                yield "scales", [scale]
+            for name, kind in _APART.items():
+                if name in own:
+                    yield kind, [own.pop(name)]
             yield "values", list(own.values())
+        elif isinstance(module, Codebook):
+            yield "values", [module.scalars]
     yield "other", list(model.parameters())
 
 

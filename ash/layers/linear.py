@@ -96,11 +96,14 @@ class SparseLayer(nn.Module):
             bound = 1 / math.sqrt(max(1.0, fan_in))
             self.bias.uniform_(-bound, bound)
 
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """`(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`."""
+    def forward(self, x: Float[Tensor, "..."], condition: Tensor | None = None) -> Float[Tensor, "..."]:
+        """`(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`.
+
+        An adaptive wiring sees `condition` `(b, *condition_shape)`, or x itself where none is given.
+        """
         if self.check_input:
             check_finite(x, self)
-        weight = self.wiring(x)
+        weight = self.wiring(x if condition is None else condition)
         y = contract(weight, x, self.backend)
         if self.wiring.wants_factors and y.requires_grad:
             self._watch(x, y)
@@ -172,14 +175,14 @@ class SparseLinear(SparseLayer):
                 layer.bias.copy_(linear.bias)
         return layer.train(linear.training)
 
-    def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-        """`(*, in_features)` -> `(*, out_features)`."""
+    def forward(self, x: Float[Tensor, "*n i"], condition: Tensor | None = None) -> Float[Tensor, "*n o"]:
+        """`(*, in_features)` -> `(*, out_features)`; every row is an instance, for which `condition` has a row too."""
         if x.dim() < 1 or x.shape[-1] != self.in_features:
             raise UserError(
                 f"an input of shape {tuple(x.shape)} for {type(self).__name__}({self.extra_repr()}); "
                 f"expected (*, {self.in_features})."
             )
-        y: Tensor = super().forward(x.reshape(-1, self.in_features))
+        y: Tensor = super().forward(x.reshape(-1, self.in_features), condition)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -7,29 +7,30 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ash.checks import choose, positive, require
-from ash.contexts import Context, spread
+from ash.codebook import Codebook
+from ash.contexts import Context
 from ash.growth import Factors
-from ash.kernels import Kernel, get_kernel
+from ash.kernels import Kernel
 from ash.means import get_means
 from ash.pattern import CSRPattern, ravel
-from ash.sampling import Sampling, corner_points, generator_from, new_seed, sample_points
-from ash.schedules import Schedule, at
-from ash.shares import SMALLEST
+from ash.sampling import Sampling, generator_from, new_seed, sample_points
+from ash.schedules import Schedule
 from ash.template import Admissible, Template
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
-from ash.wirings.base import RewireReport, Wiring, entries_from, fan_in_uniform, version
+from ash.wirings.base import RewireReport, fan_in_uniform, version
 from ash.wirings.rescue import Rescue
 from ash.wirings.search import Search
+from ash.wirings.stochastic import StochasticWiring
 
 _VALUES = {"learned": True, "ones": False}
 
 
-class GaussianWiring(Wiring):
+class GaussianWiring(StochasticWiring):
     """A sparse weight tensor of k index tuples whose means, scales and values are learned.
 
     In training, every forward pass samples integer points around the tuples and divides each tuple's value
@@ -37,24 +38,15 @@ class GaussianWiring(Wiring):
     structure is kept until a parameter changes.
 
     Args:
-        out_shape, in_shape, admissible: as in `Wiring`.
-        k: number of tuples, or `density`: their share of the admissible entries (default 0.1).
-        kernel: `"student_t"` (ν = 1), `"student_t(ν)"` or `"gaussian"`.
-        context: `"tuple"`, `"chunk"`, `"all"`, or a `Context`.
-        sampling: numbers of points; `Sampling()` is corners + 2 global + 2 local.
-        template: fixed columns.
-        values: `"learned"`, or `"ones"` (fixed).
+        out_shape, in_shape, k, density, kernel, context, sampling, template, admissible, scale, scale_floor,
+            scale_ceiling, subset: as in `StochasticWiring`.
+        values: `"learned"`, `"ones"` (fixed), or a `Codebook` whose scalars the tuples share.
         value_std: standard deviation of the initial values; by default they are uniform in ±1/√(fan-in).
-        scale: initial scale σ in units of an index; by default an eighth of the learned columns' geometric
-            mean size.
-        scale_floor, scale_ceiling: bounds of the scales, numbers or schedules of the step; the default
-            ceiling is half of the largest learned column.
         scale_decay: what every optimizer step takes off log σ, decoupled from the gradient. Without it a very
             wide tuple costs little and stays wide.
         scale_per_column: a scale for every learned column instead of one per tuple.
         means: parametrisation: `"anchored"`, `"direct"` or `"sigmoid"`.
         positions: `(k, q)` initial means; by default uniform over the admissible set.
-        subset: the share of tuples that is sampled and trained in a batch; the others take part rounded.
         per_instance: draw points for every instance of the batch, not once per batch.
         generator: for the initial means; torch's default one otherwise. Draws of a forward pass come from
             the default generator of the device, as dropout's do.
@@ -65,10 +57,10 @@ class GaussianWiring(Wiring):
     steps of the means are proportional to σ; a fat tail by default; shares in log space, streamed.
     """
 
-    fixed: Tensor
+    values: Tensor  # None where there is a codebook
+    codes: Tensor | None
     _settled_offset: Tensor
     _settled_log_scale: Tensor
-    step: Tensor
     frozen: Tensor
 
     def __init__(
@@ -83,7 +75,7 @@ class GaussianWiring(Wiring):
         sampling: Sampling | None = None,
         template: Template | None = None,
         admissible: Admissible | None = None,
-        values: str = "learned",
+        values: str | Codebook = "learned",
         value_std: float | None = None,
         scale: float | None = None,
         scale_floor: float | Schedule = 0.3,
@@ -98,59 +90,51 @@ class GaussianWiring(Wiring):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(out_shape, in_shape, admissible)
-        self.template = Template(self.rank) if template is None else template
-        self.template.check(self.shape)
-        self.sizes = self.template.sizes(self.shape)
-        k = self._count(k, density)
-        self.kernel, self.sampling = get_kernel(kernel), Sampling() if sampling is None else sampling
-        self.context = context if isinstance(context, Context) else Context(context)
-        self.learned_values = choose("value scheme", values, _VALUES)
-        self.value_std, self.scale_init = value_std, self._default_scale() if scale is None else scale
-        self.scale_floor, self.scale_decay = scale_floor, scale_decay
-        self.scale_ceiling = max(1.0, max(self.sizes, default=1) / 2) if scale_ceiling is None else scale_ceiling
-        self.subset, self.per_instance = subset, per_instance
-        self._check_options()
+        super().__init__(
+            out_shape,
+            in_shape,
+            k,
+            density=density,
+            kernel=kernel,
+            context=context,
+            sampling=sampling,
+            template=template,
+            admissible=admissible,
+            scale=scale,
+            scale_floor=scale_floor,
+            scale_ceiling=scale_ceiling,
+            subset=subset,
+            device=device,
+        )
+        positive("scale_decay", scale_decay, zero=True)
+        self.value_std, self.scale_decay, self.per_instance = value_std, scale_decay, per_instance
         columns = max(1, len(self.sizes)) if scale_per_column else 1
-        self.means = get_means(means)(k, self.sizes, device, dtype)
-        self.log_scale = nn.Parameter(torch.zeros(k, columns, device=device, dtype=dtype))
-        ones = torch.ones(k, device=device, dtype=dtype)
+        self.means = get_means(means)(self.k, self.sizes, device, dtype)
+        self.log_scale = nn.Parameter(torch.zeros(self.k, columns, device=device, dtype=dtype))
+        self._register_values(values, device, dtype)
+        self._register_state(device)
+        self.reset_parameters(generator, positions)
+
+    def _register_values(
+        self, values: str | Codebook, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        """`values` `(k,)`, learned or not; or `codes` `(k, s)`, the logits of a codebook."""
+        self.codebook = values if isinstance(values, Codebook) else None
+        self.learned_values = not isinstance(values, Codebook) and choose("value scheme", values, _VALUES)
+        ones = torch.ones(self.k, device=device, dtype=dtype)
         if self.learned_values:
             self.values = nn.Parameter(ones)
         else:
-            self.register_buffer("values", ones)
-        self._register_state(k, device)
-        self.reset_parameters(generator, positions)
+            self.register_buffer("values", None if self.codebook is not None else ones)
+        codes = None
+        if self.codebook is not None:
+            codes = nn.Parameter(torch.zeros(self.k, self.codebook.size, device=device, dtype=dtype))
+            self.codebook.to(device=device, dtype=dtype)
+        self.register_parameter("codes", codes)
 
-    def _count(self, k: int | None, density: float | None) -> int:
-        if k is None and density is None and self.template.k is not None:
-            return self.template.k
-        k = entries_from(k, density, self.admissible)
-        fixed = self.template.k
-        require(fixed is None or fixed == k, f"k={k} with a template for {fixed} tuples; expected as many.")
-        return k
-
-    def _default_scale(self) -> float:
-        if not self.sizes:
-            return 1.0
-        return max(0.5, math.exp(sum(math.log(s) for s in self.sizes) / len(self.sizes)) / 8)
-
-    def _check_options(self) -> None:
-        positive("scale", self.scale_init)
-        positive("scale_floor", at(self.scale_floor, 0))
-        positive("scale_decay", self.scale_decay, zero=True)
-        floor, ceiling = at(self.scale_floor, 0), at(self.scale_ceiling, 0)
-        require(floor <= ceiling, f"scale_floor={floor} above scale_ceiling={ceiling}; expected floor <= ceiling.")
-        require(
-            self.subset is None or 0 < self.subset <= 1, f"subset={self.subset}; expected a share above 0, at most 1."
-        )
-        self.sampling.check(len(self.sizes))
-
-    def _register_state(self, k: int, device: torch.device | str | None) -> None:
-        fixed = self.template.indices if self.template.columns else torch.zeros(k, 0, dtype=torch.int64)
-        self.register_buffer("fixed", fixed.to(device))
-        self.search = Search(0 if self.per_instance else k, self.template, self.shape, self.sampling, device)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+    def _register_state(self, device: torch.device | str | None) -> None:
+        k = 0 if self.per_instance else self.k
+        self.search = Search(k, self.template, self.shape, self.sampling, device)
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
         self.register_buffer("_settled_offset", None, persistent=False)
         self.register_buffer("_settled_log_scale", None, persistent=False)
@@ -173,35 +157,20 @@ class GaussianWiring(Wiring):
         self.search.reset()
         self._mark_settled()
         rounded = self.rounded_indices()
-        require(
-            bool(self.admissible.contains(rounded).all()),
-            f"the template's fixed columns leave no entry of {self.admissible!r} to some tuples; change one of them.",
-        )
+        self._check_admissible(rounded)
         self._reset_values(rounded, source)
 
-    def _draw_positions(self, source: torch.Generator) -> Tensor:
-        """Uniform means over the whole tensor, or at random admissible entries. float64 (k, q)."""
-        if not self.admissible.everything and not self.template.columns:
-            return self.admissible.draw(self.k, source).double()
-        top = torch.tensor(self.sizes, dtype=torch.float64) - 1
-        return torch.rand(self.k, len(self.sizes), dtype=torch.float64, generator=source) * top
-
     def _reset_values(self, rounded: Tensor, source: torch.Generator) -> None:
-        if not self.learned_values:
-            self.values.fill_(1.0)
+        if self.codebook is not None and self.codes is not None:
+            self.codebook.start(min(1.0, math.sqrt(math.prod(self.out_shape) / self.k)))
+            self.codes.copy_(0.1 * torch.randn(self.codes.shape, generator=source))
+        elif not self.learned_values:
+            self.current_values().fill_(1.0)
         elif self.value_std is not None:
-            self.values.copy_(torch.randn(self.k, generator=source) * self.value_std)
+            self.current_values().copy_(torch.randn(self.k, generator=source) * self.value_std)
         else:
             rows = ravel(rounded[:, : len(self.out_shape)], self.out_shape)
-            self.values.copy_(fan_in_uniform(rows.cpu(), math.prod(self.out_shape), source))
-
-    @property
-    def k(self) -> int:
-        """How many tuples there are."""
-        return self.log_scale.shape[0]
-
-    def stored_entries(self) -> int:
-        return self.k
+            self.current_values().copy_(fan_in_uniform(rows.cpu(), math.prod(self.out_shape), source))
 
     # --- from parameters to tuples -------------------------------------------------------------------
 
@@ -209,11 +178,18 @@ class GaussianWiring(Wiring):
         """σ of every tuple, in units of an index."""
         return self.log_scale.exp()
 
-    def tuples(self) -> IndexTuples:
+    def current_values(self, generator: torch.Generator | None = None) -> Float[Tensor, " k"]:
+        """The values; those of a codebook are drawn where a generator is given, as in training."""
+        if self.codebook is not None and self.codes is not None:
+            drawn: Tensor = self.codebook(self.codes, generator, int(self.step))
+            return drawn
+        return self.values
+
+    def tuples(self, generator: torch.Generator | None = None) -> IndexTuples:
         """The tuples as they are, in the learned columns; differentiable."""
         scales = self.scales()
         anchors, residuals = self.means(scales)
-        return IndexTuples(anchors, residuals, scales, self.values)
+        return IndexTuples(anchors, residuals, scales, self.current_values(generator))
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -247,77 +223,34 @@ class GaussianWiring(Wiring):
             self._settled_log_scale = self.log_scale.detach().clone()
 
     def _clamp_scales(self) -> None:
-        step = int(self.step)
-        low, high = (math.log(max(at(bound, step), SMALLEST)) for bound in (self.scale_floor, self.scale_ceiling))
-        self.log_scale.clamp_(low, max(low, high))
+        low, high = self.scale_bounds()
+        self.log_scale.clamp_(math.log(low), math.log(high))
 
     # --- one draw ------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor | None = None) -> SparseWeight:
         """A draw in training (with `per_instance`, one for each row of x); the rounded tuples in evaluation."""
         self.settle()
-        if not self.training or bool(self.frozen):
+        if not self.training or (bool(self.frozen) and self.codebook is None):
             return self.rounded()
         generator = generator_from(new_seed(self.log_scale.device), self.log_scale.device)
-        tuples, fixed = self.tuples(), self.fixed
-        if self.subset is not None and self.subset < 1:
-            return self._with_rest(tuples, generator, x)
-        return self._draw(tuples, torch.arange(self.k, device=fixed.device), generator, x)
-
-    def _draw(self, tuples: IndexTuples, which: Tensor, generator: torch.Generator, x: Tensor | None) -> SparseWeight:
-        """A draw of some tuples, of which `which` are the numbers."""
-        fixed = self.fixed[which]
+        if bool(self.frozen):
+            return self._rounded(self.current_values(generator))
+        tuples = self.tuples(generator)
         if self.per_instance:
             require(x is not None, "per_instance wiring without an input; call wiring(x), so that b is known.")
             tuples = _expand(tuples, x.shape[0])  # type: ignore[union-attr]
+        return self._draw(tuples, generator)
+
+    def _sample(self, tuples: IndexTuples, which: Tensor, generator: torch.Generator) -> Tensor:
         kept = self.search.kept[which] if self.search.keeps else None
-        points = sample_points(tuples, self.sizes, self.sampling, generator, *self.search.guided(fixed), kept)
-        if not self.admissible.everything:
-            points[..., 0, :] = self._nearest(tuples, fixed)[..., list(self.template.learned)]
-        full = self.template.fill(points, fixed)
-        weights = spread(
-            tuples,
-            points,
-            full,
-            self.shape,
-            kernel=self.kernel,
-            context=self.context,
-            template=self.template,
-            admissible=self.admissible,
-            generator=generator,
-        )
+        guided = self.search.guided(self.fixed[which])
+        return sample_points(tuples, self.sizes, self.sampling, generator, *guided, kept)
+
+    def _watch(self, which: Tensor, points: Tensor, weights: Tensor, tuples: IndexTuples) -> None:
         if self.search.keeps and weights.requires_grad:
             signs = tuples.values.detach().sign().unsqueeze(-1)
             weights.register_hook(lambda g: self.search.keep(which, points, -g * signs))
-        return SparseWeight(full.flatten(-3, -2), weights.flatten(-2), self.out_shape, self.in_shape)
-
-    def _with_rest(self, tuples: IndexTuples, generator: torch.Generator, x: Tensor | None) -> SparseWeight:
-        """A random subset drawn and trained; the rest rounded, without gradients."""
-        device = self.log_scale.device
-        order = torch.randperm(self.k, generator=generator, device=device)
-        chosen = order[: max(1, round((self.subset or 1) * self.k))]
-        rest = order[len(chosen) :]
-        drawn = self._draw(tuples.take(chosen), chosen, generator, x)
-        indices, values = self.rounded_indices()[rest], self.values.detach()[rest]
-        if self.per_instance:
-            b = drawn.values.shape[0]
-            indices, values = indices.expand(b, -1, -1), values.expand(b, -1)
-        return SparseWeight(
-            torch.cat([drawn.indices, indices], -2),
-            torch.cat([drawn.values, values], -1),
-            self.out_shape,
-            self.in_shape,
-        )
-
-    def _nearest(self, tuples: IndexTuples, fixed: Tensor) -> Int64[Tensor, "*b k r"]:
-        """The admissible entry nearest to each mean."""
-        if self.admissible.everything:
-            return self.template.fill(tuples.rounded(self.sizes).unsqueeze(-2), fixed).squeeze(-2)
-        means = tuples.means.detach()
-        where: Float64[Tensor, "*b k r"] = means.new_empty(*means.shape[:-1], self.rank)
-        where[..., list(self.template.learned)] = means
-        where[..., list(self.template.columns)] = fixed.double()
-        return self.admissible.nearest(where, self.template.columns)
 
     # --- evaluation ----------------------------------------------------------------------------------
 
@@ -328,12 +261,15 @@ class GaussianWiring(Wiring):
 
     def rounded(self) -> SparseWeight:
         """The weight in evaluation; its CSR structure is kept until means or scales change."""
+        return self._rounded(self.current_values())
+
+    def _rounded(self, values: Tensor) -> SparseWeight:
         made_of = (self.means.offset, self.log_scale, self.fixed, *self.means.buffers())
         key = [(tensor, version(tensor)) for tensor in made_of]
         if self._cache is None or not _same(self._cache[0], key):
             self._cache = (key, self.rounded_indices(), None)
         _, indices, pattern = self._cache
-        weight = SparseWeight(indices, self.values, self.out_shape, self.in_shape, pattern)
+        weight = SparseWeight(indices, values, self.out_shape, self.in_shape, pattern)
         if pattern is None:
             self._cache = (key, indices, weight.pattern)
         return weight
@@ -343,22 +279,8 @@ class GaussianWiring(Wiring):
         """Tuples whose mean gets no gradient: the nearest corner's share is 1, to float precision."""
         if bool(self.frozen) or not self.sizes:
             return torch.ones(self.k, dtype=torch.bool, device=self.fixed.device)
-        tuples = dataclasses.replace(self.tuples(), values=torch.ones_like(self.values))
-        points = corner_points(tuples, self.sizes)
-        if not self.admissible.everything:
-            points[..., 0, :] = self._nearest(tuples, self.fixed)[..., list(self.template.learned)]
-        shares = spread(
-            tuples,
-            points,
-            self.template.fill(points, self.fixed),
-            self.shape,
-            kernel=self.kernel,
-            context=Context("tuple"),
-            template=self.template,
-            admissible=self.admissible,
-            generator=torch.Generator(),
-        )
-        return shares[:, 0] == 1
+        tuples = self.tuples()
+        return self._settled_on_entry(dataclasses.replace(tuples, values=torch.ones_like(tuples.values)))
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -389,13 +311,11 @@ class GaussianWiring(Wiring):
     @torch.no_grad()
     def load_dense(self, weight: Tensor) -> None:
         """Take the values at the rounded tuples from a dense tensor of the same shape."""
-        require(self.learned_values, "values='ones' has no values to load; use values='learned'.")
+        require(
+            self.learned_values, "ones, or the scalars of a codebook, are no values to load; use values='learned'."
+        )
         require(weight.shape == self.shape, f"a weight of shape {tuple(weight.shape)}; expected {self.shape}.")
         self.values.copy_(weight[tuple(self.rounded_indices().to(weight.device).unbind(-1))])
-
-    def extra_repr(self) -> str:
-        own = f"kernel={self.kernel!r}, context={self.context.name!r}, points={self.sampling.points(len(self.sizes))}"
-        return f"{super().extra_repr()}, {own}"
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": None}
