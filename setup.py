@@ -23,6 +23,7 @@ def version() -> str:
 PLOT = ["matplotlib>=3.8", "pillow>=10"]
 EXPERIMENTS = [*PLOT, "tyro>=0.9", "tqdm>=4.66", "scikit-learn>=1.4", "pooch>=1.8", "safetensors>=0.4.3"]
 FAST = ["numba>=0.60"]
+PEERS = ["diffsort>=0.2"]
 TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.20"]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1"]
 
@@ -50,9 +51,9 @@ setup(
         # Both are compiled from source against the installed torch: pip install --no-build-isolation
         "torch-sparse": ["torch-scatter>=2.1.2", "torch-sparse>=0.6.18"],
         "fast": FAST,
-        "bench": [*EXPERIMENTS, *FAST, SPARSELAB],
+        "bench": [*EXPERIMENTS, *FAST, *PEERS, SPARSELAB],
         "test": TEST,
-        "dev": [*EXPERIMENTS, *FAST, *TEST, *LINT],
+        "dev": [*EXPERIMENTS, *FAST, *PEERS, *TEST, *LINT],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

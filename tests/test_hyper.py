@@ -21,6 +21,7 @@ from ash import (
     Codebook,
     Context,
     ConvHypernetwork,
+    GaussianWiring,
     HyperWiring,
     MLPHypernetwork,
     Sampling,
@@ -185,6 +186,20 @@ def test_values_start_with_the_fan_in(values: str) -> None:
     assert float(found.detach().std()) == pytest.approx(0.1 / 3**0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("means", ["sigmoid", "stretched", "direct"])
+def test_it_can_start_from_a_pretrained_free_wiring(means: str) -> None:
+    free = GaussianWiring(5, 9, 8)
+    train(SparseLayer(9, 5, wiring=free).double())
+    wiring = HyperWiring(5, 9, 8, hypernetwork=silent(8, 4), means=means).double()
+    wiring.start_from(free.tuples())
+    own, given = wiring.tuples(torch.randn(1, 9).double()), free.tuples()
+    assert torch.allclose(own.means[0], given.means, atol=1e-2)
+    assert torch.allclose(own.scales[0], given.scales)
+    assert torch.equal(own.values[0], given.values)
+    with pytest.raises(UserError, match=r"tuples of shape \(8, 2\).* expected \(7, 2\)"):
+        HyperWiring(5, 9, 7, hypernetwork=mlp).start_from(given)
+
+
 def test_a_generator_decides() -> None:
     one, other = (
         HyperWiring(9, 9, 5, hypernetwork=silent(5, 4), generator=torch.Generator().manual_seed(1)) for _ in range(2)
@@ -266,7 +281,7 @@ def test_a_set_is_equivariant() -> None:
                          template=Template.per_input((5,), (5,), 2)).eval()  # fmt: skip
     assert wiring.offset.shape == (2, 2)
     x, order = torch.randn(3, 5), torch.randperm(5)
-    one, other = wiring.tuples(x).means, wiring.tuples(x[:, order]).means
+    one, other = wiring.tuples(x).means.detach(), wiring.tuples(x[:, order]).means.detach()
     assert torch.allclose(one.unflatten(1, (5, 2))[:, order], other.unflatten(1, (5, 2)), atol=1e-5)
     assert float(one.std(1).max()) > 1e-3
 
@@ -275,7 +290,7 @@ def test_chunks_keep_the_head_small() -> None:
     whole, chunked = (MLPHypernetwork((6,), 1000, 4, hidden=(16,), chunk=c) for c in (None, 10))
     assert chunked.head.weight.shape == (40, 16)
     assert chunked(torch.randn(2, 6)).shape == whole(torch.randn(2, 6)).shape == (2, 1000, 4)
-    assert float(chunked(torch.randn(2, 6)).unflatten(1, (100, 10)).std(1).max()) > 0
+    assert float(chunked(torch.randn(2, 6)).detach().unflatten(1, (100, 10)).std(1).max()) > 0
 
 
 def test_a_view_is_an_average() -> None:

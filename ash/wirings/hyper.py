@@ -200,14 +200,36 @@ class HyperWiring(StochasticWiring):
         everywhere = self.base.repeat(self.groups, 1)
         start = IndexTuples.from_means(everywhere, everywhere[:, :1], everywhere.new_ones(self.k))
         self._check_admissible(self._nearest(start, self.fixed))
-        columns = self.layout
+        scale, values = torch.tensor(float(self.scale_init)), self._initial_values(each, source)
+        self._write_offset(scale, values)
+        self.step.zero_()
+        self._mark()
+
+    def _write_offset(self, scales: Tensor, values: Tensor) -> None:
+        """Make the offset give means at `base`, these scales, and values `(k / groups, 1)` or logits."""
+        q, columns = len(self.sizes), self.layout
         self.offset[:, :q] = self.emitted_means.offset(self.base, self._column_sizes()).to(self.offset.dtype)
         if columns.scales:
-            self.offset[:, q : q + 1] = math.log(self.scale_init)
+            self.offset[:, q : q + 1] = scales.log().to(self.offset)
         if columns.values:
-            values = self._initial_values(each, source)
             self.offset[:, q + columns.scales :] = values.to(self.offset)
-        self.step.zero_()
+
+    @torch.no_grad()
+    def start_from(self, tuples: IndexTuples) -> None:
+        """Take pretrained tuples `(k, …)`, such as a `GaussianWiring`'s `tuples()`, as the offset to depart from.
+
+        Raises `UserError` for another number of tuples or columns, and for tuples that share their offset, have
+        a scale for each column, or take their values from a codebook.
+        """
+        expected = (self.k, len(self.sizes))
+        fits = tuple(tuples.anchors.shape) == expected and tuples.scales.shape[-1] == 1
+        require(
+            fits and self.groups == 1 and self.codebook is None,
+            f"tuples of shape {tuple(tuples.anchors.shape)}, {self.groups} groups; expected {expected}, one group, "
+            "one scale for all columns of a tuple, and no codebook.",
+        )
+        self.base.copy_(tuples.means)
+        self._write_offset(tuples.scales, tuples.values.unsqueeze(-1))
         self._mark()
 
     def _initial_values(self, each: int, source: torch.Generator) -> Tensor:
