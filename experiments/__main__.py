@@ -23,6 +23,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "mnist": Experiment(
         "experiments.mnist", "classify digits with a sparse hidden layer whose wiring is learned"
     ),
+    "sort": Experiment("experiments.sort", "sort vectors of numbers with one adaptive layer"),
     "benchmark": Experiment("experiments.benchmark", "time and memory of single layers, as a table"),
 }
 
