@@ -24,6 +24,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "experiments.mnist", "classify digits with a sparse hidden layer whose wiring is learned"
     ),
     "sort": Experiment("experiments.sort", "sort vectors of numbers with one adaptive layer"),
+    "mnist_sort": Experiment("experiments.mnist_sort", "sort lists of handwritten numbers, given only their order"),
+    "attention": Experiment("experiments.attention", "classify digits amid clutter by glimpses, placed from a view"),
     "benchmark": Experiment("experiments.benchmark", "time and memory of single layers, as a table"),
 }
 
