@@ -1,5 +1,4 @@
-"""Sort a vector of uniform numbers with one adaptive layer; only the sorted vector supervises.
-"""
+"""Sort a vector of uniform numbers with one adaptive layer; only the sorted vector supervises."""
 
 from __future__ import annotations
 

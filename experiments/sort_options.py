@@ -86,9 +86,9 @@ class Options(RunOptions):
         perceptron = self.hypernetwork == "mlp"
         both = self.template != "inputs"
         return {
-            "hidden": (128,) if perceptron else (8,),
+            "hidden": (32 * self.size,) if perceptron else (8,),
             "batch": 256 if self.size <= 8 else 128 if self.size <= 16 else 64,
-            "steps": 8000 if perceptron else 4000,
+            "steps": 8000 if perceptron else 3000 if self.hypernetwork == "comparator" else 4000,
             "loss": {"none": "reverse", "inputs": "reverse", "outputs": "both"}[self.template],
             "channels": (3.0, 6.0, 12.0) if both else (),
             "gain_rate": 10.0 if perceptron else 30.0,

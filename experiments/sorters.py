@@ -92,12 +92,12 @@ class Pointer(nn.Module):
         n = in_shape[0]
         self.keys = PairHypernetwork(in_shape, n, width, hidden=hidden, centre=CENTRE, gain=0.03)
         self.queries = nn.Parameter(torch.arange(k) - (k - 1) / 2)
-        self.log_gain = nn.Parameter(torch.zeros(()))
+        self.log_focus = nn.Parameter(torch.zeros(()))
         self.register_buffer("position", torch.arange(float(n)), persistent=False)
 
     def forward(self, x: Float[Tensor, "b n"]) -> Float[Tensor, "b k width"]:
         far = (self.queries.unsqueeze(1) - self.keys(x).squeeze(-1).unsqueeze(1)).square()
-        share = (-far * self.log_gain.exp()).softmax(-1)
+        share = (-far * self.log_focus.exp()).softmax(-1)
         return (share @ self.position).unsqueeze(-1)
 
 
