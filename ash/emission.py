@@ -62,24 +62,25 @@ class _Inward(torch.autograd.Function):
     """Clamp; outside, the gradient passes where a descent would lead back inside."""
 
     @staticmethod
-    def forward(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(x, low), high)
+    def forward(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+        return x.clamp(low, high)  # type: ignore[arg-type]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, low, high = ctx.saved_tensors
-        blocked = ((x < low) & (grad > 0)) | ((x > high) & (grad < 0))
-        return grad.masked_fill(blocked, 0.0), None, None
+        x, clamped = ctx.saved_tensors
+        if torch.equal(x, clamped):
+            return grad, None, None
+        outward = (clamped - x) * grad > 0  # a descent along the gradient would lead further away
+        return grad.masked_fill(outward, 0.0), None, None
 
 
 def clamp_inward(x: Float[Tensor, "*n"], low: Tensor | float, high: Tensor | float) -> Float[Tensor, "*n"]:
     """x within [low, high]; beyond, a gradient passes only where a step along it leads back."""
-    bounds = (torch.as_tensor(bound, dtype=x.dtype, device=x.device) for bound in (low, high))
-    clamped: Tensor = _Inward.apply(x, *bounds)
+    clamped: Tensor = _Inward.apply(x, low, high)
     return clamped
 
 
