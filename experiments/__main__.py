@@ -26,6 +26,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "sort": Experiment("experiments.sort", "sort vectors of numbers with one adaptive layer"),
     "mnist_sort": Experiment("experiments.mnist_sort", "sort lists of handwritten numbers, given only their order"),
     "attention": Experiment("experiments.attention", "classify digits amid clutter by glimpses, placed from a view"),
+    "shared_kernel": Experiment(
+        "experiments.shared_kernel", "find a convolution with index tuples that choose among nine scalars"
+    ),
     "benchmark": Experiment("experiments.benchmark", "time and memory of single layers, as a table"),
 }
 
