@@ -127,7 +127,7 @@ class Training:
         bar = self.run.progress(self.total, "training", start=self.step)
         for epoch in range(len(self.history) + 1, self.plan.epochs + 1):
             figures = self._epoch(bar)
-            figures |= judge(self.model, self.images, self.draws)
+            figures |= self.judge()
             self.history.append({"epoch": epoch, "step": self.step, **figures})
             self.seen.append(self.look(self.model))
             self.run.log(self.step, epoch=epoch, **figures)
@@ -153,13 +153,21 @@ class Training:
         factor = 0.5 * (1 + math.cos(math.pi * self.step / self.total))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        output = self.model(x)
-        loss = cross_entropy(output, y)
+        loss, output = self.objective(x, y)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
         return loss.detach(), output.detach()
+
+    def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss on a batch, a scalar, and the output `(b, classes)`."""
+        output = self.model(x)
+        return cross_entropy(output, y), output
+
+    def judge(self) -> dict[str, float]:
+        """The accuracies at the end of an epoch."""
+        return judge(self.model, self.images, self.draws)
 
     def _freeze_when_due(self) -> None:
         if self.step >= self.freeze_at:

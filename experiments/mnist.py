@@ -52,8 +52,10 @@ from ash.checks import positive, require
 from ash.count import count
 from ash.optim import parameter_groups
 from experiments import models, pixels
+from experiments.adaptive_options import ADAPTIVE, AdaptiveOptions, check_adaptive, own_defaults
+from experiments.adaptive_training import classify
 from experiments.classify import Plan, Training, gaussian_wirings
-from experiments.data import Images, digits, download_mnist, mnist, standardise, train_validation
+from experiments.data import Images, cifar10, digits, download_mnist, mnist, standardise, train_validation
 from experiments.runs import Run, RunOptions
 
 VALIDATION, WIDTH, QUICK = 0.1, 300, 1000
@@ -63,13 +65,13 @@ PARTS = ("train_x", "train_y", "validation_x", "validation_y", "test_x", "test_y
 
 
 @dataclass
-class Options(RunOptions):
-    """Options; where none is given, None stands for the data set's own."""
+class Options(AdaptiveOptions, RunOptions):
+    """Options; where none is given, None stands for the data set's or the model's own."""
 
-    model: Literal["ash", "static", "frozen", "dense", "conv"] = "ash"
-    """What wires the hidden layer."""
+    model: Literal["ash", "static", "frozen", "dense", "conv", "hyper", "fixed", "trunk", "convnet"] = "ash"
+    """What wires the hidden layer; hyper is two adaptive layers, and fixed, trunk, convnet stand beside it."""
     data_dir: Path | None = None
-    """Folder with the four IDX files, gzip or not; scikit-learn's digits without it."""
+    """Folder with the data of --data; scikit-learn's digits without it."""
     download: bool = False
     """Fetch MNIST into --data-dir (data/mnist by default) and check it."""
     density: float | None = None
@@ -83,9 +85,9 @@ class Options(RunOptions):
     spread: float = 0.2
     """Deviation of the starting positions around the centre, as a share of the image's size."""
     epochs: int | None = None
-    """Passes over the training set; 30, digits 100."""
+    """Passes over the training set; 30, digits 100, hyper 12 (CIFAR-10: 20)."""
     batch: int | None = None
-    """Images in a batch; 256, digits 64."""
+    """Images in a batch; 256, digits 64, hyper 128."""
     lr: float = 1e-2
     """Learning rate of values, weights and biases."""
     mean_lr: float = 0.05
@@ -94,20 +96,20 @@ class Options(RunOptions):
     """Learning rate of the logarithms of scales, where they are learned."""
     weight_decay: float = 0.1
     """Decoupled decay of values, weights and biases."""
-    kernel: str = "student_t"
-    """gaussian, student_t or student_t(nu)."""
+    kernel: str | None = None
+    """gaussian, student_t or student_t(nu); student_t, hyper gaussian."""
     context: Literal["tuple", "chunk", "all"] = "tuple"
     """Which tuples share their points: its own, those of as many neighbours as a unit has, all."""
-    local_samples: int = 2
-    """Points around each mean, besides its corners."""
+    local_samples: int | None = None
+    """Points around each mean, besides its corners; 2, hyper none."""
     global_samples: int = 0
     """Points anywhere in the image."""
     guided_samples: int = 0
     """Points where the last batch's gradient was largest."""
     scale: float | None = None
-    """Scale at the start, in pixels; 3/28 of the image's size if not given."""
-    scale_end: float = 0.3
-    """Scale when the means freeze."""
+    """Scale at the start, in pixels; 3/28 of the image's size if not given, hyper 0.7."""
+    scale_end: float | None = None
+    """Scale when the means freeze; 0.3, hyper 0.1."""
     scheduled_scale: bool = True
     """Take the scale from start to end on a schedule; otherwise it is learned, with the end as floor."""
     freeze: float = 0.7
@@ -122,8 +124,10 @@ class Options(RunOptions):
 
     def resolved(self) -> Options:
         """These options with the data set's own where none is given."""
-        own = MNIST if self.data_dir or self.download else DIGITS
+        own: dict[str, Any] = MNIST if self.data_dir or self.download else DIGITS
         missing = {name: value for name, value in own.items() if getattr(self, name) is None}
+        if self.model in ADAPTIVE:
+            missing = own_defaults(self)
         return dataclasses.replace(self, **missing | ({"epochs": 2} if self.quick else {}))
 
 
@@ -138,6 +142,8 @@ PRESETS = {"blog": blog}
 def run(options: Options, run: Run) -> dict[str, object]:
     """Train, draw, and return the figures."""
     options, images = prepare(options, run)
+    if options.model in ADAPTIVE:
+        return classify(options, images, run)
     height, width = images.train_x.shape[1:]
     n, shape = len(images.train_y), (height, width)
     budget = models.allot(
@@ -164,7 +170,8 @@ def prepare(options: Options, run: Run) -> tuple[Options, Images]:
         folder = download_mnist(folder or Path("data") / "mnist")
     options = options.resolved()
     check(options)
-    images = digits() if folder is None else mnist(folder)
+    read = cifar10 if options.data == "cifar10" else mnist
+    images = digits() if folder is None else read(folder)
     if options.quick:
         images = change(images, lambda part: part[:QUICK])
     images = standardise(train_validation(images, VALIDATION, options.seed))
@@ -187,6 +194,10 @@ def check(options: Options) -> None:
     for name in ("epochs", "batch"):
         require(getattr(options, name) >= 1, f"--{name} {getattr(options, name)}; expected at least 1.")
     require(0 <= options.freeze <= 1, f"--freeze {options.freeze}; expected a share from 0 to 1.")
+    cifar = options.data == "cifar10"
+    require(not cifar or options.data_dir is not None, "--data cifar10 without its folder; give it by --data-dir.")
+    require(not cifar or not options.download, "--download fetches MNIST; leave it out with --data cifar10.")
+    check_adaptive(options)
 
 
 def build(options: Options, budget: models.Budget, shape: tuple[int, int], steps: int) -> nn.Sequential:
@@ -215,11 +226,11 @@ def gaussian(
     options: Options, budget: models.Budget, shape: tuple[int, int], steps: int
 ) -> tuple[Wiring, Wiring | None]:
     """Index tuples for both layers (None: dense)."""
-    samples = Sampling(True, options.global_samples, options.local_samples, options.guided_samples)
+    local = 2 if options.local_samples is None else options.local_samples
+    samples = Sampling(True, options.global_samples, local, options.guided_samples)
     context = Context(options.context, chunk_size=options.tuples, shuffle=False)
-    how = models.Gaussians(
-        steps, options.kernel, context, samples, options.scale_end, options.scheduled_scale, options.subset
-    )
+    kernel, end = options.kernel or "student_t", 0.3 if options.scale_end is None else options.scale_end
+    how = models.Gaussians(steps, kernel, context, samples, end, options.scheduled_scale, options.subset)
     scale = 3 / 28 * max(shape) if options.scale is None else options.scale
     second = models.gaussian_classes(budget, how) if budget.outgoing else None
     return models.gaussian_pixels(budget, shape, options.dimensions == 1, options.spread, scale, how), second
