@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ash import jit
 from ash.checks import choose, require
-from ash.kernels import Kernel
+from ash.jit.tuples import LARGEST, MOST, tuple_weights
+from ash.kernels import Gaussian, Kernel, StudentT
 from ash.pattern import ravel
 from ash.sampling import duplicates
 from ash.shares import point_weights
@@ -78,6 +80,9 @@ def spread(
     depend on the draw.
     """
     k, m = points.shape[-3:-1]
+    extent = max((shape[j] for j in template.learned), default=1)
+    if context.name == "tuple" and _compiled(points, kernel, extent):
+        return _own_points(tuples, points, full, kernel, admissible, extent)
     q, batch = points.shape[-1], points.shape[:-3]
     order = context.order(k, generator, points.device)
     if order is not None:
@@ -101,10 +106,35 @@ def spread(
         tuples.scales.reshape(c, t, tuples.scales.shape[-1]),
         values,
         groups=_groups(full, shape, template, c, t, m) if template.columns and t > 1 else None,
-        extent=max((shape[j] for j in template.learned), default=1),
+        extent=extent,
     )
     weights = weights.reshape(*batch, k if order is None else order.numel(), m)
     return weights if order is None else _undo(weights, order, k)
+
+
+def _compiled(points: Tensor, kernel: Kernel, extent: int) -> bool:
+    """Whether compiled kernels serve where every tuple is a context of its own."""
+    m, q = points.shape[-2:]
+    fits = q > 0 and m <= MOST and extent <= LARGEST and type(kernel) in (Gaussian, StudentT)
+    return fits and jit.serves(points.numel() // max(1, q), points)
+
+
+def _own_points(
+    tuples: IndexTuples, points: Tensor, full: Tensor, kernel: Kernel, admissible: Admissible, extent: int
+) -> Tensor:
+    """The weight of every point (*b, k, m), by compiled kernels: points in a tuple differ in its learned columns."""
+    dead = None if admissible.everything else ~admissible.contains(full).flatten(0, -2)
+    weights = tuple_weights(
+        tuples.values.flatten(),
+        tuples.residuals.flatten(0, -2),
+        tuples.scales.flatten(0, -2),
+        tuples.anchors.flatten(0, -2),
+        points.movedim(-1, 0).flatten(1, -2),
+        dead,
+        kernel.nu if isinstance(kernel, StudentT) else 0.0,
+        extent,
+    )
+    return weights.unflatten(0, tuples.values.shape)
 
 
 def _groups(

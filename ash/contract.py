@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ash.backends import choose_backend, get_backend
+from ash.backends.instances import instance_matmul
 from ash.checks import require
+from ash.drawn import DrawnWeight
 from ash.weight import SparseWeight
-
-GATHER_BLOCK = 1 << 22
-"""Numbers gathered at a time for a weight per instance."""
 
 
 def contract(weight: SparseWeight, x: Float[Tensor, "..."], backend: str = "auto") -> Float[Tensor, "..."]:
@@ -57,18 +56,15 @@ def _shared(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
 
 def _per_instance(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     """(b, i, e) -> (b, o, e) with a weight for each instance."""
-    b = weight.values.shape[0]
+    b = weight.tuples.values.shape[0] if isinstance(weight, DrawnWeight) else weight.values.shape[0]
     require(b == x.shape[0], f"{b} weights (one per instance) for a batch of {x.shape[0]}; expected as many.")
     rows, cols = weight.matrix_shape
-    wide = torch.promote_types(x.dtype, torch.promote_types(weight.values.dtype, torch.float32))
     if backend == "dense":
+        wide = torch.promote_types(x.dtype, torch.promote_types(weight.values.dtype, torch.float32))
         return torch.bmm(weight.to_dense().reshape(b, rows, cols).to(wide), x.to(wide)).to(x.dtype)
     require(backend in ("auto", "torch"), f"backend {backend!r} for a weight per instance; use 'torch' or 'dense'.")
-    y, source = x.new_zeros(b, rows, x.shape[2], dtype=wide), x.to(wide)
-    n = weight.values.shape[1]
-    step = max(1, GATHER_BLOCK // max(1, b * x.shape[2]))
-    for i in range(0, max(1, n), step):  # once also without entries, for the graph
-        part = slice(i, i + step)
-        row, col = (ids[:, part, None].expand(-1, -1, x.shape[2]) for ids in (weight.row_ids, weight.col_ids))
-        y = y.scatter_add(1, row, weight.values[:, part, None].to(wide) * source.gather(1, col))
-    return y.to(x.dtype)
+    if isinstance(weight, DrawnWeight):
+        return weight.multiply(x)
+    wide = torch.promote_types(x.dtype, torch.promote_types(weight.values.dtype, torch.float32))
+    values, source = weight.values.to(wide), x.to(wide)
+    return instance_matmul(values, weight.row_ids, weight.col_ids, source, rows).to(x.dtype)

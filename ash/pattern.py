@@ -25,10 +25,13 @@ def check_ravel(shape: Sequence[int]) -> None:
 
 
 def ravel(indices: Int64[Tensor, "*n r"], shape: Sequence[int]) -> Int64[Tensor, "*n"]:
-    """Flattened position (C order) of every index tuple in a tensor of `shape`."""
-    ids = torch.zeros(indices.shape[:-1], dtype=torch.int64, device=indices.device)
-    for column, size in enumerate(shape):
-        ids.mul_(size).add_(indices[..., column])
+    """Flattened position (C order) of every index tuple in a tensor of `shape`; of one column, that column."""
+    columns = list(indices.unbind(-1))
+    if not columns:
+        return indices.new_zeros(indices.shape[:-1])
+    ids = columns[0]
+    for column, size in zip(columns[1:], shape[1:], strict=True):
+        ids = torch.add(column, ids, alpha=size)
     return ids
 
 

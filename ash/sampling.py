@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from ash import jit
 from ash.checks import positive, require
+from ash.jit.tuples import LARGEST, draw_points
 from ash.tuples import IndexTuples
 
 EXACT = 1 << 16
@@ -91,7 +93,20 @@ def sample_points(
     there are none, uniform points take their place, so that m never changes. With `groups` (the flattened fixed
     columns of proposals and of tuples) a tuple gets proposals of its own group only. `kept` are the points that
     the tuples have kept.
+
+    Large draws on the CPU run in compiled kernels, which make other points of the same distribution.
     """
+    m = plan.points(len(sizes))
+    if sizes and max(sizes) <= LARGEST and jit.serves(tuples.values.numel() * m, tuples.residuals):
+        points = _compiled(tuples, tuple(sizes), plan, generator)
+        free = points[..., m - plan.guided_samples - plan.kept_samples :, :]
+        if plan.guided_samples and proposals is not None:
+            own = free[..., : plan.guided_samples, :]
+            own.copy_(_guided(own, generator, proposals, groups))
+        if plan.kept_samples and kept is not None:
+            own = free[..., plan.guided_samples :, :]
+            own.copy_(torch.where(kept < 0, own, kept))
+        return points
     parts = [corner_points(tuples, sizes)] if plan.corners else []
     if plan.global_samples:
         parts.append(_uniform(tuples, sizes, plan.global_samples, generator))
@@ -104,6 +119,28 @@ def sample_points(
         uniform = _uniform(tuples, sizes, plan.kept_samples, generator)
         parts.append(uniform if kept is None else torch.where(kept < 0, uniform, kept))
     return torch.cat(parts, dim=-2)
+
+
+def _compiled(tuples: IndexTuples, sizes: tuple[int, ...], plan: Sampling, generator: torch.Generator) -> Tensor:
+    """All points, uniform ones in place of guided and kept ones. Each index column lies by itself in memory."""
+    anchors, residuals, scales = (t.flatten(0, -2) for t in (tuples.anchors, tuples.residuals, tuples.scales))
+    seed = new_seed(tuples.values.device, generator)
+    points = draw_points(anchors, residuals, scales, sizes, widths(plan, sizes), counts(plan), seed)
+    return points.unflatten(1, tuples.values.shape).movedim(0, -1)
+
+
+def counts(plan: Sampling) -> tuple[int, int, int, int]:
+    """Whether there are corners; numbers of uniform, local, and of guided and kept points, which are uniform too."""
+    return int(plan.corners), plan.global_samples, plan.local_samples, plan.guided_samples + plan.kept_samples
+
+
+def widths(plan: Sampling, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Of the window of local points in every column; 0 where they are normal."""
+    if plan.local_region is None:
+        return (0,) * len(sizes)
+    plan.check(len(sizes))
+    region = plan.local_region if isinstance(plan.local_region, tuple) else (plan.local_region,) * len(sizes)
+    return tuple(min(w, s) for w, s in zip(region, sizes, strict=True))
 
 
 def corner_points(tuples: IndexTuples, sizes: Sequence[int]) -> Int64[Tensor, "*b k m q"]:
@@ -137,13 +174,11 @@ def _local(tuples: IndexTuples, sizes: Sequence[int], plan: Sampling, generator:
         noise = torch.randn(shape, dtype=residuals.dtype, device=residuals.device, generator=generator)
         steps = (residuals + noise * tuples.scales.detach().unsqueeze(-2)).round().long()
         return _clip(tuples.anchors.unsqueeze(-2) + steps, sizes)
-    plan.check(q)
-    region = plan.local_region if isinstance(plan.local_region, tuple) else (plan.local_region,) * q
-    widths = [min(w, s) for w, s in zip(region, sizes, strict=True)]
-    width = torch.tensor(widths, dtype=torch.int64, device=residuals.device)
+    window = widths(plan, sizes)
+    width = torch.tensor(window, dtype=torch.int64, device=residuals.device)
     top = torch.tensor(list(sizes), dtype=torch.int64, device=residuals.device) - width
     low = (residuals - 0.5 * (width - 1)).round().long() + tuples.anchors.unsqueeze(-2)
-    return torch.minimum(low.clamp(min=0), top) + _uniform(tuples, widths, count, generator)
+    return torch.minimum(low.clamp(min=0), top) + _uniform(tuples, window, count, generator)
 
 
 def _guided(points: Tensor, generator: torch.Generator, proposals: Tensor, groups: Any) -> Tensor:

@@ -16,6 +16,7 @@ from ash import (
     SourceBeforeTarget,
     Template,
     UserError,
+    jit,
 )
 from ash.contexts import spread
 from ash.kernels import get_kernel
@@ -30,6 +31,18 @@ CONTEXTS = {
     "shuffled chunks": Context("chunk", 3),
     "a chunk for all": Context("chunk", 50),
 }
+
+
+@pytest.fixture(autouse=True, params=["torch", "compiled"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test by torch alone, and by the compiled kernels wherever they can run, in two threads."""
+    if request.param == "compiled" and not jit.available():
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(jit, "LEAST_POINTS", 0 if request.param == "compiled" else 1 << 60)
+    monkeypatch.setattr(jit, "PIECE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
 each_context = pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
 
 

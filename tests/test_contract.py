@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from ash import SparseWeight, UserError, contract, pattern
+from ash import SparseWeight, UserError, contract, jit, pattern
 from ash import contract as contract_function
-from ash.backends import choose_backend, compiled, get_backend
+from ash.backends import choose_backend, compiled, get_backend, instances
 from ash.backends import torch as torch_backend
 from ash.checks import BackendUnavailable
 
@@ -224,7 +224,19 @@ class TestInstancesInBlocks(InstanceSuite):
 
     @pytest.fixture(autouse=True)
     def _tiny_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys.modules["ash.contract"], "GATHER_BLOCK", 14)
+        monkeypatch.setattr(instances, "GATHER_BLOCK", 14)
+
+
+@pytest.mark.skipif(not jit.available(), reason="numba is not installed")
+class TestInstancesCompiled(InstanceSuite):
+    """The product of a weight per instance with the compiled kernels at every size, in two threads."""
+
+    backend = "torch"
+
+    @pytest.fixture(autouse=True)
+    def _for_every_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(jit, "LEAST_POINTS", 0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
 
 def torch_sparse_runs() -> bool:
@@ -251,6 +263,44 @@ def csr_arguments(known: bool, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 TRACED = (*CHECKS, "test_aot_dispatch_dynamic")
+
+
+@pytest.mark.parametrize("least", [0, 1 << 30], ids=["compiled", "gather"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("e", [1, 3])
+def test_operators_of_instances_are_well_made(
+    monkeypatch: pytest.MonkeyPatch, least: int, dtype: torch.dtype, e: int
+) -> None:
+    monkeypatch.setattr(jit, "LEAST_POINTS", least)
+    b, n = 2, 9
+    rows, cols = torch.randint(4, (b, n)), torch.randint(5, (b, n))
+    values, x, g = (
+        torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((b, n), (b, 5, e), (b, 4, e))
+    )
+    for operator, arguments in (
+        (instances.instance_matmul, (values, rows, cols, x, 4)),
+        (instances.instance_sddmm, (g, x, rows, cols)),
+    ):
+        assert set(torch.library.opcheck(operator.overload, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("least", [0, 1 << 30], ids=["compiled", "gather"])
+@pytest.mark.parametrize(("n", "e"), [(7, 1), (7, 3), (0, 2)])
+def test_second_derivatives_of_products_of_instances(
+    monkeypatch: pytest.MonkeyPatch, least: int, n: int, e: int
+) -> None:
+    """Also of the sampled product, with duplicates and non-contiguous operands."""
+    monkeypatch.setattr(jit, "LEAST_POINTS", least)
+    rows, cols = torch.randint(3, (2, n)), torch.randint(4, (2, n))
+    values, x, g = (
+        torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in ((n, 2), (e, 4, 2), (2, 3, e))
+    )
+    for function, leaves in (
+        (lambda v, x: instances.instance_matmul(v.t(), rows, cols, x.permute(2, 1, 0), 3), (values, x)),
+        (lambda g, x: instances.instance_sddmm(g, x.permute(2, 1, 0), rows, cols), (g, x)),
+    ):
+        assert gradcheck(function, leaves)
+        assert gradgradcheck(function, leaves)
 
 
 @pytest.mark.parametrize("native", [False, True], ids=["gather", "MKL"])

@@ -12,11 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ash import IndexTuples, Sampling, UserError, sampling
+from ash import IndexTuples, Sampling, UserError, jit, sampling
 from ash.pattern import ravel
 from ash.sampling import corner_points, duplicates, generator_from, new_seed, sample_points
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, params=["torch", "compiled"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test by torch's random numbers, and by the compiled kernels' in two threads."""
+    if request.param == "compiled" and not jit.available():
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(jit, "LEAST_POINTS", 0 if request.param == "compiled" else 1 << 60)
+    monkeypatch.setattr(jit, "PIECE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
 
 def tuples_at(means: Tensor, scale: float | Tensor = 1.0) -> IndexTuples:

@@ -6,11 +6,7 @@ Each operator's derivative is made of the three. None needs the structure of the
 where they beat the library's CSR product; without numba it is False everywhere.
 """
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ash.backends.operator import operator
+from ash.jit import Pieces, arrays, available, pieces, run
 
 LEAST_BATCH = 16
 """Below, most lanes of a block would be empty."""
@@ -26,12 +23,6 @@ LEAST_WORK = 5_000_000
 
 enabled = True
 """False keeps the compiled kernels out of use."""
-
-
-@cache
-def available() -> bool:
-    """Whether numba can be imported; does not import it."""
-    return find_spec("numba") is not None
 
 
 @cache
@@ -58,53 +49,25 @@ def serves(nnz: int, x: Tensor) -> bool:
     return torch.get_num_threads() <= 2 * -(-x.shape[0] // _width(x))
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "ash-kernels")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
-
-
-def _pieces(x: Tensor) -> list[tuple[int, int]]:
+def _pieces(x: Tensor) -> Pieces:
     """The batch in as many runs of whole blocks as there are threads for."""
-    b, width = x.shape[0], _width(x)
-    blocks = -(-b // width)
-    count = min(torch.get_num_threads(), blocks)
-    ends = [min(b, width * (blocks * i // count)) for i in range(count + 1)]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return pieces(x.shape[0], _width(x))
 
 
-def _run(task: Callable[[int, int, int], None], pieces: list[tuple[int, int]]) -> None:
-    """task(number, begin, end) for every piece: the first here, the others in threads."""
-    others = []
-    if len(pieces) > 1:
-        pool = _pool(torch.get_num_threads() - 1)
-        others = [pool.submit(task, i, *piece) for i, piece in enumerate(pieces) if i]
-    task(0, *pieces[0])
-    for other in others:
-        other.result()
-
-
-def _arrays(*tensors: Tensor) -> list[Any]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
-
-
-def _buffers(x: Tensor, pieces: int, columns: int) -> list[tuple[Any, Any]]:
+def _buffers(x: Tensor, count: int, columns: int) -> list[tuple[Any, Any]]:
     """For each piece the kernels' block and strip."""
     sizes = columns, _lanes().STRIP
-    return list(zip(*(torch.empty(pieces, n, _width(x), dtype=x.dtype).numpy() for n in sizes), strict=True))
+    return list(zip(*(torch.empty(count, n, _width(x), dtype=x.dtype).numpy() for n in sizes), strict=True))
 
 
 def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size: int, columns: int) -> Tensor:
     y = x.new_zeros(x.shape[0], size) if not len(matrix[0]) else x.new_empty(x.shape[0], size)
     if not len(matrix[0]) or not y.numel():
         return y
-    pieces = _pieces(x)
-    *csr, given, found = _arrays(*matrix, x, y)
-    buffers = _buffers(x, len(pieces), columns)
-    _run(lambda i, begin, end: kernel(*csr, given, found, *buffers[i], begin, end), pieces)
+    split = _pieces(x)
+    *csr, given, found = arrays(*matrix, x, y)
+    buffers = _buffers(x, len(split), columns)
+    run(lambda i, begin, end: kernel(*csr, given, found, *buffers[i], begin, end), split)
     return y
 
 
@@ -125,12 +88,12 @@ def rows_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """(b, rows), (b, columns) -> the entries of gᵀ · x at a CSR structure, in its order."""
     if not len(col) or not len(x):
         return x.new_zeros(len(col))
-    pieces = _pieces(x)
-    parts = x.new_zeros(len(pieces), len(col))
-    given, found, *csr, sums = _arrays(g, x, crow, col, parts)
-    buffers, kernel = _buffers(x, len(pieces), x.shape[1]), _lanes().sample
-    _run(lambda i, begin, end: kernel(given, found, *csr, sums[i], *buffers[i], begin, end), pieces)
-    return parts.sum(0) if len(pieces) > 1 else parts.squeeze(0)
+    split = _pieces(x)
+    parts = x.new_zeros(len(split), len(col))
+    given, found, *csr, sums = arrays(g, x, crow, col, parts)
+    buffers, kernel = _buffers(x, len(split), x.shape[1]), _lanes().sample
+    run(lambda i, begin, end: kernel(given, found, *csr, sums[i], *buffers[i], begin, end), split)
+    return parts.sum(0) if len(split) > 1 else parts.squeeze(0)
 
 
 @rows_matmul.register_fake

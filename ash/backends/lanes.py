@@ -8,11 +8,11 @@ caller gives both buffers, 64-byte aligned and of the batch's type: `block` (col
 
 # mypy: ignore-errors
 
-from inspect import unwrap
-
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, models, register_model
+
+from ash.jit.kernel import kernel
 
 BYTES = 128
 """Width of a block: 32 float32 or 16 float64. Wider ones spill out of the second-level cache sooner."""
@@ -115,17 +115,7 @@ def dot(typing, one, other):
     return one.dtype(one, other), generate
 
 
-def _kernel(function):
-    """Compiled on first use, kept on disk where a directory for it can be written."""
-    options = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-    function = unwrap(function)  # a type checker's import hook may have wrapped it
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:
-        return njit(**options)(function)
-
-
-@_kernel
+@kernel
 def _pack(x, start, first, block):
     """Batch rows from `start` on and columns from `first` on, turned; lanes past the last row are zero."""
     width = min(block.shape[0], x.shape[1] - first)
@@ -140,13 +130,13 @@ def _pack(x, start, first, block):
                     block[c, j] = x[start + j, first + c] if start + j < x.shape[0] else 0
 
 
-@_kernel
+@kernel
 def _pack_all(x, start, block):
     for first in range(0, x.shape[1], STRIP):
         _pack(x, start, first, block[first : first + STRIP])
 
 
-@_kernel
+@kernel
 def _unpack(block, start, first, y):
     width = min(block.shape[0], y.shape[1] - first)
     for j in range(min(block.shape[1], y.shape[0] - start)):
@@ -154,7 +144,7 @@ def _unpack(block, start, first, y):
             y[start + j, first + r] = block[r, j]
 
 
-@_kernel
+@kernel
 def multiply(values, crow, col, x, y, block, strip, begin, end):
     """y[begin:end] = x[begin:end] · Wᵀ for x `(b, columns)` and y `(b, rows)`."""
     for start in range(begin, end, block.shape[1]):
@@ -168,7 +158,7 @@ def multiply(values, crow, col, x, y, block, strip, begin, end):
             _unpack(strip, start, first, y)
 
 
-@_kernel
+@kernel
 def multiply_back(values, crow, col, g, z, block, strip, begin, end):
     """z[begin:end] = g[begin:end] · W for g `(b, rows)` and z `(b, columns)`, by W's own structure."""
     for start in range(begin, end, block.shape[1]):
@@ -183,7 +173,7 @@ def multiply_back(values, crow, col, g, z, block, strip, begin, end):
             _unpack(block[first : first + STRIP], start, first, z)
 
 
-@_kernel
+@kernel
 def sample(g, x, crow, col, entries, block, strip, begin, end):
     """entries += those of g[begin:end]ᵀ · x[begin:end] that W stores, in its order."""
     for start in range(begin, end, block.shape[1]):

@@ -1,0 +1,128 @@
+"""`DrawnWeight`: a weight per instance whose points are made only if somebody asks for them."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ash import jit
+from ash.contexts import Context
+from ash.jit.drawn import Plan, product
+from ash.jit.tuples import EXACT, MOST, draw_points, tuple_weights
+from ash.kernels import Gaussian, Kernel, StudentT
+from ash.sampling import Sampling, counts, new_seed, widths
+from ash.template import Admissible, Template
+from ash.tuples import IndexTuples
+from ash.weight import SparseWeight
+
+
+class DrawnWeight(SparseWeight):
+    """What a draw of tuples (b, k, …) gives, context `"tuple"`.
+
+    `multiply` draws, weighs and contracts block by block, and stores nothing of the size b · k · m. `indices` and
+    `values` are the same draw, made when they are first asked for.
+    """
+
+    def __init__(
+        self,
+        tuples: IndexTuples,
+        fixed: Tensor,
+        template: Template,
+        out_shape: tuple[int, ...],
+        in_shape: tuple[int, ...],
+        plan: Plan,
+    ):
+        given = {"tuples": tuples, "template": template, "fixed": fixed, "plan": plan, "cached_pattern": None}
+        for name, value in {**given, "out_shape": out_shape, "in_shape": in_shape}.items():
+            object.__setattr__(self, name, value)
+
+    tuples: IndexTuples
+    template: Template
+    fixed: Tensor
+    plan: Plan
+
+    @property
+    def per_instance(self) -> bool:
+        return True
+
+    @cached_property
+    def _points(self) -> Int64[Tensor, "q t m"]:
+        own, plan = self.tuples, self.plan
+        anchors, residuals, scales = (t.detach().flatten(0, 1) for t in (own.anchors, own.residuals, own.scales))
+        return draw_points(anchors, residuals, scales, plan.sizes, plan.widths, plan.counts, plan.seed)
+
+    @cached_property
+    def indices(self) -> Int64[Tensor, "b n r"]:
+        points = self._points.unflatten(1, self.tuples.values.shape).movedim(0, -1)
+        return self.template.fill(points, self.fixed).flatten(-3, -2)
+
+    @cached_property
+    def values(self) -> Float[Tensor, "b n"]:
+        own = self.tuples
+        residuals, scales, anchors = (t.flatten(0, 1) for t in (own.residuals, own.scales, own.anchors))
+        nu, extent = self.plan.nu, max(self.plan.sizes)
+        weights = tuple_weights(own.values.flatten(), residuals, scales, anchors, self._points, None, nu, extent)
+        return weights.unflatten(0, own.values.shape).flatten(-2)
+
+    def multiply(self, x: Float[Tensor, "b i e"]) -> Float[Tensor, "b o e"]:
+        """W · x, instance by instance."""
+        own = self.tuples
+        y = product(own.values, own.residuals, own.scales, own.anchors, x, self.plan, self.matrix_shape[0])
+        return y.to(x.dtype)
+
+    def __repr__(self) -> str:
+        return f"DrawnWeight({self.out_shape} x {self.in_shape}, tuples={tuple(self.tuples.values.shape)})"
+
+
+def draw_weight(
+    tuples: IndexTuples,
+    fixed: Int64[Tensor, "k f"],
+    out_shape: tuple[int, ...],
+    in_shape: tuple[int, ...],
+    *,
+    sampling: Sampling,
+    kernel: Kernel,
+    context: Context,
+    template: Template,
+    admissible: Admissible,
+    generator: torch.Generator,
+) -> DrawnWeight | None:
+    """A draw for each instance of tuples (b, k, …) that is never stored; None where it is not to be had.
+
+    For the context `"tuple"` without an admissible set, a Gaussian or Student's t, and work on the CPU that is
+    large enough for compiled kernels. Guided and kept samples are uniform.
+    """
+    sizes = template.sizes((*out_shape, *in_shape))
+    m = sampling.points(len(sizes))
+    fits = tuples.values.dim() == 2 and context.name == "tuple" and admissible.everything and bool(sizes)
+    known = type(kernel) in (Gaussian, StudentT) and m <= MOST and max(sizes, default=0) <= EXACT
+    if not (fits and known and jit.serves(tuples.values.numel() * m, tuples.residuals, tuples.values)):
+        return None
+    strides, offsets = _flattening(template, fixed, out_shape, in_shape)
+    plan = Plan(
+        sizes=sizes,
+        widths=widths(sampling, sizes),
+        counts=counts(sampling),
+        seed=new_seed(tuples.values.device, generator),
+        strides=strides,
+        fixed=offsets,
+        nu=kernel.nu if isinstance(kernel, StudentT) else 0.0,
+    )
+    return DrawnWeight(tuples, fixed, template, out_shape, in_shape, plan)
+
+
+def _flattening(
+    template: Template, fixed: Tensor, out_shape: tuple[int, ...], in_shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """What an index of each learned column adds to (row, column) of the matrix; the fixed columns' part, (k, 2)."""
+    r = len(out_shape)
+    steps = [(math.prod(out_shape[j + 1 :]), 0) for j in range(r)]
+    steps += [(0, math.prod(in_shape[j + 1 :])) for j in range(len(in_shape))]
+    strides = torch.tensor([steps[j] for j in template.learned], dtype=torch.int64)
+    if not template.columns:
+        return strides, torch.zeros(len(fixed), 2, dtype=torch.int64)
+    return strides, fixed @ torch.tensor([steps[j] for j in template.columns], dtype=torch.int64)

@@ -1,0 +1,173 @@
+"""Product of a weight per instance that is drawn on the way and never stored; needs numba.
+
+The points of a block of tuples, their weights and what they multiply stay in the cache: nothing of the size
+instances × tuples × points is written to memory. The backward pass draws the same points again from the seed.
+Indices are cast to unsigned ones, which numba need not check for a count from the end.
+Arrays are contiguous: anchors, residuals, scales (b·k, …), values (b·k,), x (b, columns, e), y (b, rows, e).
+"""
+
+# mypy: ignore-errors
+
+import numpy as np
+
+from ash.jit.kernel import kernel
+from ash.jit.points import LANES, _block, _column, _distances, _flows, _lane, _repeats, _shares, _slopes, _sums
+
+
+@kernel
+def _place(plan, tuples, strides, fixed, start, n, bits, lane, tile, d, rows, cols):
+    """Draw the points of a block: d (q, m, lanes), p − anchor; flattened rows and columns (m, lanes)."""
+    sizes, widths, counts, table, seed = plan
+    anchors, residuals, scales = tuples
+    _, anchor, residual, scale, blank, one, other = lane
+    _begin(fixed, start, n, anchor, rows, 0)
+    _begin(fixed, start, n, anchor, cols, 1)
+    for j in range(len(sizes)):
+        for i in range(n):
+            anchor[i], residual[i] = anchors[start + i, j], residuals[start + i, j]
+            scale[i] = scales[start + i, j if scales.shape[1] > 1 else 0]
+        own = (start, anchor, residual, scale, blank, one, other)
+        _column(j, len(sizes), sizes, widths, counts, table, own, bits, np.uint64(seed), tile)
+        into, stride = (rows, strides[j, 0]) if strides[j, 0] else (cols, strides[j, 1])
+        for c in range(len(rows)):
+            for i in range(LANES):
+                d[j, c, i] = tile[c, i] - anchor[i]
+                into[c, i] += stride * tile[c, i]
+
+
+@kernel
+def _begin(fixed, start, n, lane, places, side):
+    """Flattened rows (side 0) or columns (side 1) of the tuples' fixed indices."""
+    for i in range(n):
+        lane[i] = fixed[(start + i) % len(fixed), side]
+    for c in range(len(places)):
+        for i in range(LANES):
+            places[c, i] = lane[i]
+
+
+@kernel
+def multiply(plan, tuples, values, strides, fixed, law, x, y, begin, end):
+    """y[i] += W · x[i] for the instances begin … end, whose tuples are drawn, weighed and forgotten.
+
+    Args:
+        plan: sizes, widths, counts, table, seed, as for `ash.jit.points.draw`.
+        tuples: anchors, residuals, scales.
+        strides: (q, 2), what an index of a learned column adds to the flattened row or to the column.
+        fixed: (k, 2), row and column of a tuple's fixed indices.
+        law: degrees of freedom (0 for a Gaussian), and that plus q.
+    """
+    k, m, q = len(fixed), (1 << len(plan[0])) * plan[2][0] + plan[2][1:].sum(), len(plan[0])
+    tile, rows, cols = _block(strides, m), _block(strides, m), _block(strides, m)
+    bits, table = np.zeros((plan[2][1:].sum(), LANES), np.uint64), plan[3]
+    lane = (0, _lane(strides), _lane(table), _lane(table), _lane(strides), _lane(table), _lane(table))
+    d, u, inverse = np.zeros((q, m, LANES), values.dtype), _block(values, m), _block(values, q)
+    least, total, some = _lane(values), _lane(values), _lane(values)
+    for start in range(begin * k, end * k, LANES):
+        n = min(LANES, end * k - start)
+        _place(plan, tuples, strides, fixed, start, n, bits, lane, tile, d, rows, cols)
+        _repeats(d, u, some)
+        _distances(d, u, tuples[1], tuples[2], start, n, inverse, some)
+        _shares(u, law[0], law[1], least, total)
+        for i in range(n):
+            some[i] = values[start + i]
+        for i in range(LANES):
+            total[i] = some[i] / total[i]
+        for c in range(m):
+            for i in range(LANES):
+                u[c, i] *= total[i]
+        _add(u, rows, cols, start, n, k, x, y)
+
+
+@kernel
+def _add(u, rows, cols, start, n, k, x, y):
+    """y[row] += weight · x[col] for the points of a block, instance by instance."""
+    low = 0
+    while low < n:
+        b = (start + low) // k
+        high = min(n, (b + 1) * k - start)
+        source, target = x[b], y[b]
+        for c in range(len(u)):
+            if x.shape[2] == 1:
+                for i in range(low, high):
+                    target[np.uint64(rows[c, i]), 0] += u[c, i] * source[np.uint64(cols[c, i]), 0]
+            else:
+                for i in range(low, high):
+                    weight, given, found = u[c, i], source[np.uint64(cols[c, i])], target[np.uint64(rows[c, i])]
+                    for e in range(x.shape[2]):
+                        found[e] += weight * given[e]
+        low = high
+
+
+@kernel
+def _sample(gain, rows, cols, start, n, k, x, grad):
+    """gain = Σ over e of grad[row] · x[col] for the points of a block."""
+    low = 0
+    while low < n:
+        b = (start + low) // k
+        high = min(n, (b + 1) * k - start)
+        source, target = x[b], grad[b]
+        for c in range(len(gain)):
+            if x.shape[2] == 1:
+                for i in range(low, high):
+                    gain[c, i] = target[np.uint64(rows[c, i]), 0] * source[np.uint64(cols[c, i]), 0]
+            else:
+                for i in range(low, high):
+                    one, other = source[np.uint64(cols[c, i])], target[np.uint64(rows[c, i])]
+                    product = gain.dtype.type(0)
+                    for e in range(x.shape[2]):
+                        product += one[e] * other[e]
+                    gain[c, i] = product
+        low = high
+
+
+@kernel
+def multiply_back(plan, tuples, values, strides, fixed, law, x, grad, found, begin, end):
+    """The gradients of `multiply` from that of y, for the instances begin … end.
+
+    `found`: those of values, residuals and scales (zero before), and of x (zero before), or without instances.
+    """
+    k, m, q = len(fixed), (1 << len(plan[0])) * plan[2][0] + plan[2][1:].sum(), len(plan[0])
+    tile, rows, cols = _block(strides, m), _block(strides, m), _block(strides, m)
+    bits, table = np.zeros((plan[2][1:].sum(), LANES), np.uint64), plan[3]
+    lane = (0, _lane(strides), _lane(table), _lane(table), _lane(strides), _lane(table), _lane(table))
+    d, u, inverse = np.zeros((q, m, LANES), values.dtype), _block(values, m), _block(values, q)
+    g, slope, weights = _block(values, m), _block(values, m), _block(values, m)
+    least, total, mean, value, some = _lane(values), _lane(values), _lane(values), _lane(values), _lane(values)
+    for start in range(begin * k, end * k, LANES):
+        n = min(LANES, end * k - start)
+        _place(plan, tuples, strides, fixed, start, n, bits, lane, tile, d, rows, cols)
+        _sample(g, rows, cols, start, n, k, x, grad)
+        _repeats(d, u, some)
+        _distances(d, u, tuples[1], tuples[2], start, n, inverse, some)
+        _slopes(u, law[0], law[1], slope)
+        _shares(u, law[0], law[1], least, total)
+        for i in range(n):
+            value[i] = values[start + i]
+        if len(found[3]):
+            for i in range(LANES):
+                some[i] = value[i] / total[i]
+            for c in range(m):
+                for i in range(LANES):
+                    weights[c, i] = u[c, i] * some[i]
+            _add(weights, cols, rows, start, n, k, grad, found[3])
+        _flows(u, g, slope, total, mean)
+        _collect(u, d, inverse, value, mean, start, n, least, total, found)
+
+
+@kernel
+def _collect(u, d, inverse, value, mean, start, n, first, second, found):
+    """The gradients of the tuples of a block, from the flows u."""
+    d_values, d_residuals, d_scales, _ = found
+    minus = u.dtype.type(-2)
+    for i in range(n):
+        d_values[start + i] = mean[i]
+    for j in range(len(d)):
+        s = j if d_scales.shape[1] > 1 else 0
+        _sums(u, d[j], first, second)
+        for i in range(LANES):
+            factor = minus * value[i] * inverse[j, i] * inverse[j, i]
+            first[i] *= factor
+            second[i] *= factor * inverse[j, i]
+        for i in range(n):
+            d_residuals[start + i, j] = first[i]
+            d_scales[start + i, s] += second[i]
