@@ -69,18 +69,22 @@ def log_mass(kernel: str, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 class RankHypernetwork(nn.Module):
-    """Emits where each element goes: how many keys lie below its own, every comparison soft.
+    """Emits where each element goes: how many lie below it, every comparison soft.
+
+    Two keys are compared by their difference, two elements of f features by what a small network makes of them:
+    g(first, second) - g(second, first), which changes its sign when they change places.
 
     Args:
-        in_shape: `(n,)`. k, width: n tuples of one number each.
-        kernel: whose mass below a difference of two keys is the share of 'above'; see `log_mass`.
+        in_shape: `(n,)`, a key for each element, or `(n, f)`, features. k, width: n tuples of one number each.
+        kernel: whose mass below a comparison is the share of 'above'; see `log_mass`.
         scale: of the comparisons, in units of a key; a number or a schedule of `step`.
+        hidden: size of the hidden layer of g.
 
     Attributes:
-        groups: n; exchanging two keys exchanges their tuples.
+        groups: n; exchanging two elements exchanges their tuples.
         step: the number of optimizer steps, which the training loop sets for a schedule.
 
-    Shapes: keys `(b, n)` -> `(b, n, 1)`, from -(n - 1)/2 to (n - 1)/2: 0 where nothing is known.
+    Shapes: `(b, *in_shape)` -> `(b, n, 1)`, from -(n - 1)/2 to (n - 1)/2: 0 where nothing is known.
 
     Raises `UserError` for other shapes, an unknown kernel, and a scale that is not above 0.
     """
@@ -95,56 +99,74 @@ class RankHypernetwork(nn.Module):
         *,
         kernel: str = "student_t",
         scale: float | Schedule = 1.0,
+        hidden: int = 32,
     ):
         super().__init__()
-        sizes = tuple(in_shape)
+        self.in_shape = tuple(in_shape)
         require(
-            sizes == (k,) and width == 1,
-            f"keys of shape {sizes} for k={k} tuples of {width} numbers; expected k keys, and one number each (a "
-            "template that fixes one column, scales and values that are not emitted).",
+            len(self.in_shape) in (1, 2) and self.in_shape[0] == k and width == 1,
+            f"elements of shape {self.in_shape} for k={k} tuples of {width} numbers; expected (k,) or (k, f), and one "
+            "number each (a template that fixes one column, scales and values that are not emitted).",
         )
         positive("scale", at(scale, 0))
         choose("kernel of keys", kernel, _LOG_MASS)
         self.groups, self.kernel, self.scale = k, kernel, scale
+        self.look: nn.Module | None = None
+        if len(self.in_shape) == 2:
+            self.look = nn.Sequential(nn.Linear(2 * self.in_shape[1], hidden), nn.ReLU(), nn.Linear(hidden, 1))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Float[Tensor, "b n"]) -> Float[Tensor, "b n 1"]:
-        return (self._log_above(x.unsqueeze(-1) - x.unsqueeze(-2)).exp() - 0.5).sum(-1, keepdim=True)
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b n 1"]:
+        shape = (x.shape[0], self.groups, self.groups, *x.shape[2:])
+        first, second = x.unsqueeze(2).expand(shape), x.unsqueeze(1).expand(shape)
+        above = self._log_above(first, second).exp() - 0.5
+        return above.sum(2).unsqueeze(-1)
 
-    def _log_above(self, differences: Tensor) -> Tensor:
-        return log_mass(self.kernel, differences / at(self.scale, int(self.step)))
+    def _log_above(self, first: Tensor, second: Tensor) -> Tensor:
+        """Logarithm of the share of 'the first one is above the second one', `(b, *)` of `(b, *)` or `(b, *, f)`."""
+        if self.look is None:
+            difference = first - second
+        else:
+            both = self.look(torch.cat([first, second], -1)) - self.look(torch.cat([second, first], -1))
+            difference = both.squeeze(-1)
+        return log_mass(self.kernel, difference / at(self.scale, int(self.step)))
 
     def log_shares(
         self,
-        keys: Float[Tensor, "b n"],
+        x: Float[Tensor, "b ..."],
         target: Int64[Tensor, "*t"],
         samples: int = 0,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b n"]:
-        """Logarithm of the share that each element has of its `target` place, 0 … n - 1, against other places.
+        """Logarithm of the share that each element of x has of its `target` place, 0 … n - 1, against other places.
 
         The other places are the corners, one below and one above the target, and `samples` uniform ones. Against
-        each the share is what the comparison with the key that belongs there gives; the result is the mean over the
-        places inside the list. `-log_shares(…).mean()` is the loss by which a network learns keys from an order
-        alone.
+        each the share is what the comparison with the element that belongs there gives; the result is the mean over
+        the places inside the list. `-log_shares(…).mean()` is the loss by which a network learns to sort from an
+        order alone.
 
         Why not the share that a tuple around the emitted mean has of the target: that mean adds up n - 1 soft
-        comparisons, where the far ones drown the two that decide.
+        comparisons, of which two decide. It learned more slowly.
         """
         n = self.groups
-        good = keys.dim() == 2 and keys.shape[1] == n and target.shape == keys.shape
-        require(good, f"keys {tuple(keys.shape)} and targets {tuple(target.shape)}; expected (b, {n}) both.")
-        check_finite(keys, self)
-        ordered = torch.zeros_like(keys).scatter(1, target, keys)
+        good = tuple(x.shape[1:]) == self.in_shape and tuple(target.shape) == (x.shape[0], n)
+        require(good, f"elements {tuple(x.shape)} and targets {tuple(target.shape)}; expected (b, "
+                      f"{', '.join(map(str, self.in_shape))}) and (b, {n}).")  # fmt: skip
+        check_finite(x, self)
+        by_place = target.argsort(-1)
         near = torch.stack([target - 1, target + 1], -1)
         if samples:
-            source = generator_from(new_seed(keys.device, generator), keys.device)
-            shape = (*target.shape, samples)
-            near = torch.cat([near, torch.randint(0, n, shape, device=keys.device, generator=source)], -1)
-        side = (target.unsqueeze(-1) - near).sign()
-        inside = (near >= 0) & (near < n) & (side != 0)
-        others = ordered.gather(1, near.clamp(0, n - 1).flatten(1)).reshape(near.shape)
-        logs = self._log_above((keys.unsqueeze(-1) - others) * side)
+            source = generator_from(new_seed(x.device, generator), x.device)
+            drawn = torch.randint(0, n, (*target.shape, samples), device=x.device, generator=source)
+            near = torch.cat([near, drawn], -1)
+        above = target.unsqueeze(-1) > near
+        inside = (near >= 0) & (near < n) & (near != target.unsqueeze(-1))
+        holders = by_place.gather(1, near.clamp(0, n - 1).flatten(1))
+        instance = torch.arange(len(x), device=x.device).unsqueeze(-1)
+        others = x[instance, holders].unflatten(1, near.shape[1:])
+        own = x.unsqueeze(2).expand_as(others)
+        which = above if x.dim() == 2 else above.unsqueeze(-1)
+        logs = self._log_above(torch.where(which, own, others), torch.where(which, others, own))
         return (logs * inside).sum(-1) / inside.sum(-1).clamp(min=1)
 
 

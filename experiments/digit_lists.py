@@ -100,11 +100,19 @@ class KeyNetwork(nn.Module):
 
     Args:
         side: height of the picture. digits: of a number. channels: of the convolutions.
+        features: numbers for each picture, a key or what a key is to be made of.
 
-    Shapes: `(n, 1, side, digits * side)` -> `(n,)`.
+    Shapes: `(n, 1, side, digits * side)` -> `(n,)`, or `(n, features)` if there is more than one.
     """
 
-    def __init__(self, side: int, digits: int, channels: tuple[int, int, int] = (16, 64, 32), hidden: int = 64):
+    def __init__(
+        self,
+        side: int,
+        digits: int,
+        channels: tuple[int, int, int] = (8, 64, 32),
+        hidden: int = 64,
+        features: int = 1,
+    ):
         super().__init__()
         require(side >= 4 and side % 2 == 0, f"pictures {side} pixels high; expected an even number, at least 4.")
         first, second, third = channels
@@ -113,16 +121,16 @@ class KeyNetwork(nn.Module):
         self.digit = nn.Linear((side // 2) ** 2 * first, second)
         self.mix = nn.Linear(second, third)
         self.number = nn.Linear(third * digits, hidden)
-        self.key = nn.Linear(hidden, 1)
+        self.key = nn.Linear(hidden, features)
 
-    def forward(self, x: Float[Tensor, "n 1 h w"]) -> Float[Tensor, " n"]:
+    def forward(self, x: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n ..."]:
         maps = self.strokes(x).relu().movedim(1, -1)
         by_digit = maps.unflatten(2, (self.digits, -1)).transpose(1, 2).flatten(2)
         features = self.mix(self.digit(by_digit).relu()).relu()
         number = self.number(features.flatten(1)).relu()
         with torch.autocast(x.device.type, enabled=False):
-            keys: Tensor = self.key(number.float()).squeeze(-1)
-        return keys
+            keys: Tensor = self.key(number.float())
+        return keys.squeeze(-1)
 
 
 def target_places(values: Int64[Tensor, "b n"], keys: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:

@@ -44,6 +44,7 @@ from experiments.runs import Run, RunOptions, restore, training_state
 VALIDATION, WARM_UP, QUICK = 1 / 12, 100, 40
 LOG_EVERY, CHUNK, JUDGED_BY = 100, 250, 20_260_101
 OURS, PEER = "", "peer_"
+POSITIVE = ["steps", "batch", "lists", "judge_every", "features", "lr", "peer_lr", "scale", "scale_end", "steepness"]
 
 
 @dataclass(kw_only=True)
@@ -68,27 +69,30 @@ class Options(RunOptions):
     """Lists in a batch."""
     lists: int = 2000
     """Lists that are judged at the end, and half as many from the validation part on the way."""
-    lr: float = 5e-3
+    lr: float = 1e-2
     """Adam's learning rate, after a warm-up of 100 steps; by cosine to 0."""
     kernel: Literal["student_t", "gaussian", "logistic"] = "student_t"
     """The kernel around each key."""
-    scale: float = 0.3
-    """Its scale at the start, in deviations of the keys of a batch."""
-    scale_end: float = 0.01
-    """Its scale after four fifths of the steps."""
-    samples: int = 0
-    """Places that hyper compares with, besides the two beside the target."""
-    peer_lr: float = 5e-3
+    features: int = 8
+    """Numbers that the network gives each picture for hyper, whose layer compares pairs of pictures by them with a
+    small network; 1: a key, and pairs are compared by their difference. The other methods have a key."""
+    scale: float | None = None
+    """Scale of the kernel at the start, in deviations of the keys of a batch; 0.3 if not given."""
+    scale_end: float | None = None
+    """Its scale after four fifths of the steps; 0.01 for keys, 0.3 for features, if not given."""
+    samples: int | None = None
+    """Places that hyper compares with, besides the two beside the target; 0 for keys, 1 for features, if not given."""
+    peer_lr: float = 1e-2
     """diffsort's learning rate, on the same schedule."""
-    network: Literal["odd_even", "bitonic"] = "odd_even"
-    """diffsort's sorting network."""
-    steepness: float = 10.0
-    """diffsort's steepness."""
+    network: Literal["odd_even", "bitonic"] | None = None
+    """diffsort's sorting network; bitonic for powers of two, if not given."""
+    steepness: float | None = None
+    """diffsort's steepness; 10 for odd_even and 20 for bitonic, if not given."""
     distribution: Literal["cauchy", "logistic", "logistic_phi", "gaussian", "reciprocal", "optimal"] = "cauchy"
     """The distribution whose mass diffsort swaps by."""
     peer_loss: Literal["categorical", "binary"] = "categorical"
     """diffsort's cross entropy: of each element's place, or of every entry of the matrix."""
-    channels: tuple[int, int, int] = (16, 64, 32)
+    channels: tuple[int, int, int] = (8, 64, 32)
     """Channels of the three convolutions."""
     bfloat16: bool = True
     """Convolutions in bfloat16, several times as fast where the processor multiplies it in hardware."""
@@ -100,11 +104,23 @@ class Options(RunOptions):
 
     def resolved(self) -> Options:
         """The options with what depends on others decided. Raises `UserError` for impossible ones."""
-        for name in ("steps", "batch", "lists", "judge_every", "lr", "peer_lr", "scale", "scale_end", "steepness"):
-            positive(f"--{name.replace('_', '-')}", getattr(self, name))
-        positive("--samples", self.samples, zero=True)
+        features = self.features if self.method == "hyper" else 1
         check_size(self.method, self.size)
-        chosen = dataclasses.replace(self, peer=self.peer and self.method != "diffsort")
+        power = self.size & (self.size - 1) == 0
+        network = self.network or ("bitonic" if power else "odd_even")
+        chosen = dataclasses.replace(
+            self,
+            network=network,
+            steepness=(20.0 if network == "bitonic" else 10.0) if self.steepness is None else self.steepness,
+            samples=int(features > 1) if self.samples is None else self.samples,
+            peer=self.peer and self.method != "diffsort",
+            features=features,
+            scale=0.3 if self.scale is None else self.scale,
+            scale_end=(0.01 if features == 1 else 0.3) if self.scale_end is None else self.scale_end,
+        )
+        for name in POSITIVE:
+            positive(f"--{name.replace('_', '-')}", getattr(chosen, name))
+        positive("--samples", chosen.samples or 0, zero=True)
         if not self.quick:
             return chosen
         return dataclasses.replace(chosen, steps=min(self.steps, QUICK), lists=min(self.lists, 2 * CHUNK))
@@ -118,10 +134,10 @@ class Contender(nn.Module):
         self.network, self.ordering, self.fast = network, ordering, bfloat16
 
     def keys(self, pictures: Tensor, n: int) -> Tensor:
-        """Keys `(b, n)` of pictures `(b * n, 1, h, w)`."""
+        """Keys `(b, n)`, or features `(b, n, f)`, of pictures `(b * n, 1, h, w)`."""
         with torch.autocast(pictures.device.type, torch.bfloat16, enabled=self.fast):
             keys: Tensor = self.network(pictures)
-        return keys.float().reshape(-1, n)
+        return keys.float().unflatten(0, (-1, n))
 
     @torch.no_grad()
     def judge(self, pool: Digits, n: int, lists: int) -> tuple[Score, float]:
@@ -145,22 +161,24 @@ class Contender(nn.Module):
 
 
 def build(options: Options, side: int, device: torch.device) -> dict[str, Contender]:
-    """The contenders; all start from the same network."""
+    """The contenders; all start from the same network, but for its last layer where it gives more than a key."""
     network = KeyNetwork(side, options.digits, options.channels)
-    scale = Anneal(options.scale, options.scale_end, max(1, round(0.8 * options.steps)))
-    diffsort = (options.network, options.steepness, options.distribution, options.peer_loss)
+    scale = Anneal(options.scale or 0.0, options.scale_end or 0.0, max(1, round(0.8 * options.steps)))
+    diffsort = (options.network or "", options.steepness or 0.0, options.distribution, options.peer_loss)
     orderings: dict[str, Ordering] = {}
     if options.method == "quicksort":
         orderings["method"] = QuicksortOrdering(options.size, scale, options.kernel)
     elif options.method == "hyper":
-        orderings["method"] = HyperOrdering(options.size, scale, options.kernel, options.samples)
+        orderings["method"] = HyperOrdering(options.size, scale, options.kernel, options.samples or 0, options.features)
     else:
         orderings["method"] = DiffsortOrdering(options.size, *diffsort, device)
     if options.peer:
         orderings["peer"] = DiffsortOrdering(options.size, *diffsort, device)
-    return {
-        name: Contender(copy.deepcopy(network), each, options.bfloat16).to(device) for name, each in orderings.items()
-    }
+    made = {name: Contender(copy.deepcopy(network), each, options.bfloat16) for name, each in orderings.items()}
+    if options.features > 1:
+        own = made["method"].network
+        own.key = nn.Linear(own.key.in_features, options.features)
+    return {name: each.to(device) for name, each in made.items()}
 
 
 class Training:
@@ -219,7 +237,7 @@ class Training:
         for name, contender in self.contenders.items():
             contender.ordering.at_step(step)
             keys = contender.keys(drawn.pictures, n)
-            loss = contender.ordering.loss(keys, target_places(drawn.values, keys))
+            loss = contender.ordering.loss(keys, target_places(drawn.values, contender.ordering.ranks(keys)))
             loss.backward()
             losses[name] = loss.detach()
         self.optimizer.step()
@@ -280,11 +298,11 @@ def draw(training: Training, run: Run) -> None:
     contender = training.contenders["method"].eval()
     with torch.no_grad():
         keys = contender.keys(drawn.pictures, options.size)
-    order = contender.ordering.order(keys)[0]
+        ranks, order = contender.ordering.ranks(keys)[0], contender.ordering.order(keys)[0]
     pictures = drawn.pictures.float().cpu()[order.cpu(), 0]
     ink = pictures - pictures.min()
-    shown = {
-        f"{int(drawn.values[0, j]):0{options.digits}d}, key {float(keys[0, j]):.3f}": ink[i]
-        for i, j in enumerate(order.tolist())
-    }
+    what = "key" if keys.dim() == 2 else "rank"
+    numbers = [f"{int(value):0{options.digits}d}" for value in drawn.values[0, order]]
+    titles = [f"{number}, {what} {float(ranks[j]):.2f}" for number, j in zip(numbers, order.tolist(), strict=True)]
+    shown = {f"{i + 1}: {title}": ink[i] for i, title in enumerate(titles)}
     image_grid(shown, run.path("sorted.png"), label="ink")

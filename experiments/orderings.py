@@ -17,19 +17,23 @@ from ash.weight import SparseWeight
 
 
 class Ordering(nn.Module, ABC):
-    """What turns keys `(b, n)` into an order, and the order that was asked for into a loss."""
+    """What turns keys `(b, n)` (hyper: or features `(b, n, f)`) into an order, and the order asked for into a loss."""
 
     @abstractmethod
-    def loss(self, keys: Float[Tensor, "b n"], target: Int64[Tensor, "b n"]) -> Float[Tensor, ""]:
+    def loss(self, keys: Float[Tensor, "b n ..."], target: Int64[Tensor, "b n"]) -> Float[Tensor, ""]:
         """Required. The loss where each element has the place `target`."""
 
     @abstractmethod
-    def matrix(self, keys: Float[Tensor, "b n"]) -> Float[Tensor, "b n n"]:
+    def matrix(self, keys: Float[Tensor, "b n ..."]) -> Float[Tensor, "b n n"]:
         """Required. The permutation (place, element): soft in training, exact in evaluation."""
 
-    def order(self, keys: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
+    def order(self, keys: Float[Tensor, "b n ..."]) -> Int64[Tensor, "b n"]:
         """Which element stands at each place, in evaluation."""
         return self.matrix(keys).argmax(-1)
+
+    def ranks(self, keys: Float[Tensor, "b n ..."]) -> Float[Tensor, "b n"]:
+        """Numbers in whose order the elements are sorted; the keys themselves by default. Without gradients."""
+        return keys.detach()
 
     def at_step(self, step: int) -> None:
         """Be told how many optimizer steps there were; default: nothing depends on it."""
@@ -54,30 +58,43 @@ class QuicksortOrdering(Ordering):
 
 
 class HyperOrdering(Ordering):
-    """One permutation layer; the loss is the log share of the target against the places beside it and sampled ones."""
+    """One permutation layer; the loss is the log share of the target against the places beside it and sampled ones.
 
-    def __init__(self, n: int, scale: Anneal, kernel: str, samples: int):
+    Args:
+        features: of each element; with 1 it has a key, which is standardised, otherwise pairs are compared by a
+            small network.
+    """
+
+    def __init__(self, n: int, scale: Anneal, kernel: str, samples: int, features: int = 1):
         super().__init__()
-        self.samples = samples
-        self.wiring = PermutationWiring(
-            n, hypernetwork=partial(RankHypernetwork, kernel=kernel, scale=scale), scale=0.5
-        )
+        self.samples, self.features = samples, features
+        compare = partial(RankHypernetwork, kernel=kernel, scale=scale)
+        seen = n if features == 1 else (n, features)
+        self.wiring = PermutationWiring(n, hypernetwork=compare, condition_shape=seen, scale=0.5)
 
     @property
-    def ranks(self) -> RankHypernetwork:
+    def compare(self) -> RankHypernetwork:
         """The hypernetwork of the layer."""
         assert isinstance(self.wiring.hypernetwork, RankHypernetwork)
         return self.wiring.hypernetwork
 
+    def _seen(self, keys: Tensor) -> Tensor:
+        return standardised(keys) if self.features == 1 else keys
+
     def loss(self, keys: Tensor, target: Tensor) -> Tensor:
-        return -self.ranks.log_shares(standardised(keys), target, self.samples).mean()
+        return -self.compare.log_shares(self._seen(keys), target, self.samples).mean()
 
     def matrix(self, keys: Tensor) -> Tensor:
-        weight: SparseWeight = self.wiring(standardised(keys))
+        weight: SparseWeight = self.wiring(self._seen(keys))
         return weight.to_dense()
 
+    @torch.no_grad()
+    def ranks(self, keys: Tensor) -> Tensor:
+        emitted: Tensor = self.compare(self._seen(keys))
+        return emitted.squeeze(-1)
+
     def at_step(self, step: int) -> None:
-        self.ranks.step.fill_(step)
+        self.compare.step.fill_(step)
 
 
 class DiffsortOrdering(Ordering):

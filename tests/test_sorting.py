@@ -106,6 +106,26 @@ def test_log_shares_of_ranks_compare_with_the_places_beside_the_target() -> None
     assert torch.allclose(logs, torch.stack([(below + above) / 2, below, above]).unsqueeze(0), atol=1e-6)
 
 
+def test_pairs_of_features_are_compared_by_a_learned_odd_function() -> None:
+    ranks = RankHypernetwork((5, 3), 5, 1, hidden=6).double()
+    x, target = drawn(2, 5, 3), torch.stack([torch.randperm(5) for _ in range(2)])
+    order = torch.randperm(5)
+    assert torch.allclose(ranks(x[:, order]), ranks(x)[:, order])
+    assert torch.allclose(ranks(x).sum(1), torch.zeros(2, 1, dtype=torch.float64), atol=1e-9)
+    assert gradcheck(lambda each: ranks.log_shares(each, target), x)
+    assert gradcheck(ranks, x)
+    assert ranks.look is not None
+
+    def above(i: int, j: int) -> Tensor:
+        pair = torch.cat([x[0, i], x[0, j]]), torch.cat([x[0, j], x[0, i]])
+        return log_mass("student_t", ranks.look(pair[0]) - ranks.look(pair[1]))  # type: ignore[misc]
+
+    first, second, third = target[0].argsort()[:3].tolist()
+    logs = ranks.log_shares(x, target)[0]
+    assert torch.allclose(logs[first], above(second, first))
+    assert torch.allclose(logs[second], (above(second, first) + above(third, second)) / 2)
+
+
 def test_sampled_places_join_the_two_beside_the_target() -> None:
     keys, target = drawn(3, 6), torch.stack([torch.randperm(6) for _ in range(3)])
     ranks = RankHypernetwork((6,), 6, 1)
@@ -201,7 +221,7 @@ def test_a_descent_on_the_sorted_list_alone_learns_an_order() -> None:
         ({"n": 4, "template": "rows"}, "unknown template of a permutation 'rows'"),
         ({"n": 4, "template": "outputs"}, "without a hypernetwork"),
         ({"n": 0}, "n=0; expected at least 1"),
-        ({"n": 4, "condition_shape": (3,)}, r"keys of shape \(3,\) for k=4"),
+        ({"n": 4, "condition_shape": (3,)}, r"elements of shape \(3,\) for k=4"),
     ],
 )
 def test_permutation_wirings_that_cannot_be(options: dict[str, object], message: str) -> None:
@@ -327,7 +347,7 @@ def test_keys_that_do_not_fit() -> None:
         sorter(torch.tensor([[1.0, math.nan, 0.0, 2.0]]))
     with pytest.raises(UserError, match="expected one place for each key"):
         sorter.log_shares(torch.randn(2, 4), torch.zeros(1, 4, dtype=torch.int64))
-    with pytest.raises(UserError, match=r"expected \(b, 4\) both"):
+    with pytest.raises(UserError, match=r"expected \(b, 4\) and \(b, 4\)"):
         RankHypernetwork((4,), 4, 1).log_shares(torch.randn(2, 5), torch.zeros(2, 5, dtype=torch.int64))
     with pytest.raises(UserError, match="scale=0"):
         Quicksort(4, scale=0.0)
