@@ -1,12 +1,11 @@
 """Classifiers of images whose layers are wired anew for every image, and the nets to compare them with.
 
-    image -> squares of pixels around each pixel -> adaptive layer -> shared linear map, norm, ReLU
-          -> squares again                       -> adaptive layer -> shared linear map, norm, ReLU -> classes
+    image -> convolution -> adaptive layer -> norm, ReLU -> convolution -> adaptive layer -> norm, ReLU -> classes
 
 A hypernetwork looks at a down-sampled view of the image: a convolutional trunk, shared by both layers, and a head for
 each. An output position of an adaptive layer has some index tuples; the head emits, from the features at that
-position, where in the layer's input they lie and what they are worth. What lies around a position (its square of
-pixels, in all channels) rides along as extra dimensions, which share the weight.
+position, where in the layer's input they lie and what they are worth. Channels ride along as an extra dimension, which
+shares the weight. So the adaptive layers stand where other nets pool.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, pad
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 from ash import Anneal, Codebook, HyperWiring, IndexTuples, Sampling, SparseLayer, Template
 from ash.hypernets import View
@@ -35,24 +34,23 @@ class Shapes:
         image: `(channels, height, width)`.
         trunk: channels of the trunk's two convolutions.
         sides: of the two adaptive layers' square outputs. tuples: of each of their positions.
-        squares: sides of the squares of pixels that ride along, in both layers.
-        channels: after the two shared linear maps.
+        kernels: sides of the two convolutions. channels: what they make.
     """
 
     image: tuple[int, int, int]
     trunk: tuple[int, int] = (8, 16)
     sides: tuple[int, int] = (14, 5)
     tuples: tuple[int, int] = (1, 2)
-    squares: tuple[int, int] = (5, 3)
+    kernels: tuple[int, int] = (5, 3)
     channels: tuple[int, int] = (12, 32)
 
 
 def shapes_for(image: tuple[int, int, int], plain: bool) -> Shapes:
-    """The shapes that go with images `(channels, height, width)`; `plain` leaves out the squares."""
+    """The shapes that go with images `(channels, height, width)`; `plain`: convolutions of 1 x 1."""
     side = max(2, min(image[1:]) // 2)
     sides, more = (side, max(2, round(5 * side / 14))), (2 if image[0] > 1 else 1)
-    squares, tuples = ((1, 1), (4, 8)) if plain else ((5, 3), (1, 2))
-    return Shapes(image, (8 * more, 16 * more), sides, tuples, squares, (12 * more, 32 * more))
+    kernels, tuples = ((1, 1), (4, 8)) if plain else ((5, 3), (1, 2))
+    return Shapes(image, (8 * more, 16 * more), sides, tuples, kernels, (12 * more, 32 * more))
 
 
 class Pictures(nn.Module):
@@ -60,14 +58,6 @@ class Pictures(nn.Module):
 
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
         return x.unsqueeze(1) if x.dim() == 3 else x
-
-
-def squares(x: Float[Tensor, "b h w c"], side: int) -> Float[Tensor, "b h w s"]:
-    """Around every pixel the square of side × side pixels with all channels, zero beyond the edges; side is odd."""
-    if side == 1:
-        return x
-    wide = pad(x, (0, 0, *(side // 2,) * 4))
-    return wide.unfold(1, side, 1).unfold(2, side, 1).permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 def make_trunk(image: tuple[int, int, int], view: int, channels: Sequence[int]) -> nn.Sequential:
@@ -200,7 +190,7 @@ def _start_values(wiring: HyperWiring, each: int) -> None:
 
 
 class Hyper(nn.Module):
-    """Two adaptive layers, each followed by a shared linear map, a norm and a ReLU, then a dense layer to the classes.
+    """Two convolutions, each followed by an adaptive layer, a norm and a ReLU; then a dense layer to the classes.
 
     Attributes:
         layers: the adaptive layers, wrapped by a `Reconstruction` each where their terms are wanted.
@@ -212,23 +202,25 @@ class Hyper(nn.Module):
     def __init__(self, shapes: Shapes, wirings: Wirings, view: int, classes: int):
         super().__init__()
         channels, h, w = shapes.image
-        self.shapes, self.pictures = shapes, Pictures()
-        self.trunk = make_trunk(shapes.image, view, shapes.trunk)
+        self.pictures, self.trunk = Pictures(), make_trunk(shapes.image, view, shapes.trunk)
+        self.trunk.requires_grad_(not wirings.still)
         features = (shapes.trunk[1], h // view, w // view)
-        (n1, n2), (t1, t2), (s1, s2), (c1, c2) = shapes.sides, shapes.tuples, shapes.squares, shapes.channels
-        self.layers = nn.ModuleList(
-            [wirings.layer(n1, t1, (h, w), features), wirings.layer(n2, t2, (n1, n1), features)]
+        (n1, n2), (t1, t2), (c1, c2) = shapes.sides, shapes.tuples, shapes.channels
+        layers = [wirings.layer(n1, t1, (h, w), features), wirings.layer(n2, t2, (n1, n1), features)]
+        self.layers = nn.ModuleList(layers)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, side, padding=side // 2, bias=False)
+            for before, after, side in zip((channels, c1), (c1, c2), shapes.kernels, strict=True)
         )
-        self.maps = nn.ModuleList([_shared(channels * s1**2, c1), _shared(c1 * s2**2, c2)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(c1), nn.BatchNorm2d(c2)])
         self.head = nn.Linear(c2 * n2**2, classes)
 
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b classes"]:
         x = self.pictures(x)
         self.features = features = self.trunk(x)
-        x = x.movedim(1, -1)
-        for layer, shared, square in zip(self.layers, self.maps, self.shapes.squares, strict=True):
-            y = layer(squares(x, square), features)
-            x = shared(y.flatten(0, 2)).unflatten(0, y.shape[:3])
+        for convolution, layer, norm in zip(self.convolutions, self.layers, self.norms, strict=True):
+            maps = convolution(x.contiguous(memory_format=torch.channels_last)).movedim(1, -1)
+            x = norm(layer(maps, features).movedim(-1, 1)).relu()
         scores: Tensor = self.head(x.flatten(1))
         return scores
 
@@ -240,10 +232,6 @@ class Hyper(nn.Module):
     def last_tuples(self) -> list[IndexTuples]:
         """The tuples of the last forward pass, once more, of every layer."""
         return [wiring.tuples(self.features) for wiring in self.wirings]
-
-
-def _shared(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
 
 
 class Shrink(nn.Module):
@@ -266,8 +254,8 @@ def trunk_net(shapes: Shapes, view: int, classes: int, width: int) -> nn.Sequent
 
 
 def conv_net(shapes: Shapes, classes: int, width: int) -> nn.Sequential:
-    """Convolutions of the same squares, pooled to the same sides as `Hyper`'s layers, `width` channels at the end."""
-    (s1, s2), (n1, n2), c1 = shapes.squares, shapes.sides, shapes.channels[0]
+    """`Hyper` with maxima over square cells in place of its adaptive layers, and `width` channels at the end."""
+    (s1, s2), (n1, n2), c1 = shapes.kernels, shapes.sides, shapes.channels[0]
     layers: list[nn.Module] = [Pictures()]
     for inputs, outputs, square, side in ((shapes.image[0], c1, s1, n1), (c1, width, s2, n2)):
         layers.append(nn.Conv2d(inputs, outputs, square, padding=square // 2, bias=False))

@@ -33,7 +33,7 @@ class AdaptiveOptions:
     augment: int = 2
     """Training images are shifted at random by up to so many pixels (and mirrored: CIFAR-10); 0: never."""
     plain_image: bool = False
-    """Adaptive layers read single pixels, and not the square of pixels around each."""
+    """Convolutions of 1 x 1: adaptive layers read single pixels, and more of them."""
 
 
 def own_defaults(options: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Adaptive classifiers: squares, grids of tuples, equal sizes, the tricks, whole runs, resuming, CIFAR-10, errors."""
+"""Adaptive classifiers: grids of tuples, equal sizes, the tricks, whole runs, resuming, CIFAR-10, errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import unfold
 
 from ash import Codebook
 from ash.losses import Reconstruction
@@ -58,14 +57,6 @@ def hyper(image: tuple[int, int, int] = MNIST, plain: bool = False, **how: Any) 
 
 
 # --- what it is made of --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("side", [1, 3, 5])
-def test_squares_are_the_pixels_around(side: int) -> None:
-    x = torch.randn(2, 3, 6, 7)
-    found = adaptive.squares(x.movedim(1, -1), side).unflatten(-1, (side**2, 3))
-    expected = unfold(x, side, padding=side // 2).reshape(2, 3, side**2, 6, 7)
-    torch.testing.assert_close(found, expected.permute(0, 3, 4, 2, 1))
 
 
 def test_tuples_start_at_the_places_of_their_outputs() -> None:
@@ -124,6 +115,17 @@ def test_the_gradient_reaches_all_that_is_learned() -> None:
         assert all(float(w.hypernetwork.head.weight.grad.abs().sum()) > 0 for w in net.wirings)
 
 
+def test_channels_share_the_wiring() -> None:
+    """Each layer's output is the weight of its own draw applied to what its convolution made."""
+    net = hyper().eval()
+    x = torch.randn(2, 28, 28)
+    features = net.trunk(net.pictures(x))
+    maps = net.convolutions[0](x[:, None])
+    dense = net.wirings[0](features).to_dense()
+    expected = torch.einsum("brshw,bchw->brsc", dense, maps)
+    torch.testing.assert_close(net.layers[0](maps.movedim(1, -1), features), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_values_of_a_codebook_are_its_scalars() -> None:
     net = hyper(codebook=4)
     net(torch.randn(3, 28, 28))
@@ -135,13 +137,13 @@ def test_values_of_a_codebook_are_its_scalars() -> None:
 def test_drawing_leaves_norms_alone() -> None:
     net = hyper().eval()
     x = torch.randn(4, 28, 28)
-    before = net.state_dict()["maps.0.1.running_mean"].clone()
+    before = net.state_dict()["norms.0.running_mean"].clone()
     with drawing(net):
         points = net.wirings[0](net.trunk(net.pictures(x))).values.shape[1]
         net(x)
     assert points == 4 * net.wirings[0].k
     assert not any(wiring.training for wiring in net.wirings)
-    assert torch.equal(before, net.state_dict()["maps.0.1.running_mean"])
+    assert torch.equal(before, net.state_dict()["norms.0.running_mean"])
 
 
 # --- images --------------------------------------------------------------------------------------------
