@@ -45,17 +45,14 @@ class Layout(NamedTuple):
 
         Emitted values are in units of `value_unit`.
         """
-        parts, start, at = [], 0, 0
-        scales, values = (self.scales, self.emit_scales, 1.0), (self.values, self.emit_values, value_unit)
-        for size, emitted, unit in ((self.q, True, 1.0), scales, values):
-            own = offset[:, start : start + size]
-            start += size
-            if emitted and size:
-                parts.append(torch.add(own, raw[..., at : at + size], alpha=unit))
-                at += size
-            else:
-                parts.append(own.expand(*raw.shape[:-1], size))
-        return parts[0], parts[1], parts[2]
+        # Split at once: a slice each would cost a zero-filled tensor of raw's size in the backward pass.
+        emitted = (self.q, self.scales * self.emit_scales, self.values * self.emit_values)
+        sizes, units = (self.q, self.scales, self.values), (1.0, 1.0, value_unit)
+        means, scales, values = (
+            torch.add(own, new, alpha=unit) if new.shape[-1] else own.expand(*raw.shape[:-1], -1)
+            for own, new, unit in zip(offset.split(sizes, -1), raw.split(emitted, -1), units, strict=True)
+        )
+        return means, scales, values
 
 
 class _Inward(torch.autograd.Function):

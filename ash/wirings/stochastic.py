@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ash.checks import positive, require
 from ash.contexts import Context, spread
+from ash.drawn import draw_weight
 from ash.kernels import Kernel, get_kernel
 from ash.sampling import Sampling, corner_points, sample_points
 from ash.schedules import Schedule, at
@@ -146,8 +147,23 @@ class StochasticWiring(Wiring):
         return self._draw_some(tuples, torch.arange(self.k, device=self.fixed.device), generator)
 
     def _draw_some(self, tuples: IndexTuples, which: Tensor, generator: torch.Generator) -> SparseWeight:
-        """A draw of some tuples, of which `which` are the numbers."""
+        """A draw of some tuples, of which `which` are the numbers; in one compiled pass where there is one."""
         fixed = self.fixed if len(which) == self.k else self.fixed[which]
+        if type(self)._sample is StochasticWiring._sample:
+            drawn = draw_weight(
+                tuples,
+                fixed,
+                self.out_shape,
+                self.in_shape,
+                sampling=self.sampling,
+                kernel=self.kernel,
+                context=self.context,
+                template=self.template,
+                admissible=self.admissible,
+                generator=generator,
+            )
+            if drawn is not None:
+                return drawn
         points = self._sample(tuples, which, generator)
         if not self.admissible.everything:
             points[..., 0, :] = self._nearest(tuples, fixed)[..., list(self.template.learned)]
