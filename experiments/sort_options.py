@@ -33,7 +33,7 @@ class Options(RunOptions):
     """Compare W^T sort(x) with x, or W x with sort(x), or both."""
     channels: tuple[float, ...] | None = None
     """Frequencies w: besides x also sin wx and cos wx go through the same W."""
-    gap_floor: float = 1e-3
+    gap_floor: float | None = None
     """Errors count in units of the gap to the nearest other number, which is taken to be at least this; 0: as they
     are."""
     learning_rate: float = 3e-3
@@ -63,7 +63,7 @@ class Options(RunOptions):
         for name in ("batch", "steps", "learning_rate", "scale_start", "scale_end"):
             value = getattr(self, name)
             require(value is None or value > 0, f"--{name.replace('_', '-')} {value}; expected a number above 0.")
-        positive("--gap-floor", self.gap_floor, zero=True)
+        positive("--gap-floor", self.gap_floor or 0.0, zero=True)
         require(
             self.hidden is None or (len(self.hidden) > 0 and min(self.hidden) >= 1),
             f"--hidden {self.hidden}; expected sizes of at least 1.",
@@ -91,6 +91,7 @@ class Options(RunOptions):
             "steps": 8000 if perceptron else 3000 if self.hypernetwork == "comparator" else 4000,
             "loss": {"none": "reverse", "inputs": "reverse", "outputs": "both"}[self.template],
             "channels": (3.0, 6.0, 12.0) if both else (),
+            "gap_floor": 1e-3 if perceptron or both else 1e-4,
             "gain_rate": 10.0 if perceptron else 30.0,
             "means": "direct" if self.template == "inputs" or not perceptron else "stretched",
             "scale_start": 2.0 if self.template == "outputs" else 1.0,

@@ -10,6 +10,8 @@ from ash import plot
 from ash.plot.curves import new_figure
 from experiments.runs import Run
 
+ZERO = 1e-9
+"""Where an error of 0 is drawn on a logarithmic axis."""
 SHARES = (0.0, 0.1, 0.3, 1.0)
 """Where in the run the pictures are taken, unless steps are given."""
 
@@ -55,8 +57,9 @@ def _curves(run: Run, curve: Sequence[dict[str, float]]) -> None:
     steps = [point["step"] for point in curve]
     for name, label, kinds, logy in (
         ("exact", "vectors sorted exactly", ("exact", "exact_sampled"), False),
-        ("errors", "mean squared error", ("mse_rounded", "mse_sampled"), True),
+        ("errors", "mean squared error (0 as 1e-9)", ("mse_rounded", "mse_sampled"), True),
     ):
         names = ("rounded network", "sampled network")
-        series = {n: (steps, [point[k] for point in curve]) for n, k in zip(names, kinds, strict=True)}
+        least = ZERO if logy else 0.0
+        series = {n: (steps, [max(point[k], least) for point in curve]) for n, k in zip(names, kinds, strict=True)}
         plot.curves(series, run.path(f"{name}.png"), ylabel=label, xlabel="batch", logy=logy)
