@@ -31,10 +31,10 @@ that draws the same points and divides by the same shares.
   inputs from vector to vector, which adds boundaries on which rounding fails (n = 5: 61 to 99.7 %, by seed and options;
   n = 8: at most 10 %). Starting in the middle of the outputs, at one input each: 99.8 % at n = 5 (two seeds), 98.1 and
   98.7 % at n = 8 (4,000 batches). So which tuple serves which input is given by the start, though nothing holds it.
-- Training on the vectors with the smallest gaps of six times as many made the ReLU perceptron worse: 92.5 to 72.9 % * in
-  30 and 35 s (10,200 and 6,200 batches).
-- `--template outputs`, n = 8: a perceptron reaches 0.3 % *; keys of eight dimensions 0 % *, queries with random starts and
-  only one of the two losses 0 % *; one number as a key, queries that start evenly spread and both losses 99.5 % *.
+- Training on the vectors with the smallest gaps of six times as many made the ReLU perceptron worse: 92.5 to 72.9 % *
+  in 30 and 35 s (10,200 and 6,200 batches).
+- `--template outputs`, n = 8: a perceptron reaches 0.3 % *; keys of eight dimensions 0 % *, queries with random starts
+  and only one of the two losses 0 % *; one number as a key, queries that start evenly spread, both losses 99.5 % *.
 """
 
 from __future__ import annotations
