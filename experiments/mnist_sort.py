@@ -76,10 +76,10 @@ class Options(RunOptions):
     features: int = 8
     """Numbers that the network gives each picture for hyper, whose layer compares pairs of pictures by them with a
     small network; 1: a key, and pairs are compared by their difference. The other methods have a key."""
-    scale: float | None = None
-    """Scale of the kernel at the start, in deviations of the keys of a batch; 0.3 if not given."""
-    scale_end: float | None = None
-    """Its scale after four fifths of the steps; 0.01 for keys, 0.3 for features, if not given."""
+    scale: float = 1.0
+    """Scale of the kernel at the start, in deviations of the keys of a batch (of features: of the comparisons)."""
+    scale_end: float = 0.003
+    """Its scale after four fifths of the steps."""
     samples: int | None = None
     """Places that hyper compares with, besides the two beside the target; 0 for keys, 1 for features, if not given."""
     peer_lr: float = 1e-2
@@ -115,8 +115,6 @@ class Options(RunOptions):
             samples=int(features > 1) if self.samples is None else self.samples,
             peer=self.peer and self.method != "diffsort",
             features=features,
-            scale=0.3 if self.scale is None else self.scale,
-            scale_end=(0.01 if features == 1 else 0.3) if self.scale_end is None else self.scale_end,
         )
         for name in POSITIVE:
             positive(f"--{name.replace('_', '-')}", getattr(chosen, name))
@@ -163,7 +161,7 @@ class Contender(nn.Module):
 def build(options: Options, side: int, device: torch.device) -> dict[str, Contender]:
     """The contenders; all start from the same network, but for its last layer where it gives more than a key."""
     network = KeyNetwork(side, options.digits, options.channels)
-    scale = Anneal(options.scale or 0.0, options.scale_end or 0.0, max(1, round(0.8 * options.steps)))
+    scale = Anneal(options.scale, options.scale_end, max(1, round(0.8 * options.steps)))
     diffsort = (options.network or "", options.steepness or 0.0, options.distribution, options.peer_loss)
     orderings: dict[str, Ordering] = {}
     if options.method == "quicksort":
