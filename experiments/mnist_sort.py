@@ -76,10 +76,11 @@ class Options(RunOptions):
     features: int = 8
     """Numbers that the network gives each picture for hyper, whose layer compares pairs of pictures by them with a
     small network; 1: a key, and pairs are compared by their difference. The other methods have a key."""
-    scale: float = 1.0
-    """Scale of the kernel at the start, in deviations of the keys of a batch (of features: of the comparisons)."""
-    scale_end: float = 0.003
-    """Its scale after four fifths of the steps."""
+    scale: float | None = None
+    """Scale of the kernel at the start, in deviations of the keys of a batch; 1 for keys. For features, whose
+    comparisons learn their own size, 0.3 all through. If not given."""
+    scale_end: float | None = None
+    """Its scale after four fifths of the steps; 0.003 for keys and 0.3 for features, if not given."""
     samples: int | None = None
     """Places that hyper compares with, besides the two beside the target; 0 for keys, 1 for features, if not given."""
     peer_lr: float = 1e-2
@@ -112,6 +113,8 @@ class Options(RunOptions):
             self,
             network=network,
             steepness=(20.0 if network == "bitonic" else 10.0) if self.steepness is None else self.steepness,
+            scale=(1.0 if features == 1 else 0.3) if self.scale is None else self.scale,
+            scale_end=(0.003 if features == 1 else 0.3) if self.scale_end is None else self.scale_end,
             samples=int(features > 1) if self.samples is None else self.samples,
             peer=self.peer and self.method != "diffsort",
             features=features,
@@ -161,7 +164,7 @@ class Contender(nn.Module):
 def build(options: Options, side: int, device: torch.device) -> dict[str, Contender]:
     """The contenders; all start from the same network, but for its last layer where it gives more than a key."""
     network = KeyNetwork(side, options.digits, options.channels)
-    scale = Anneal(options.scale, options.scale_end, max(1, round(0.8 * options.steps)))
+    scale = Anneal(options.scale or 0.0, options.scale_end or 0.0, max(1, round(0.8 * options.steps)))
     diffsort = (options.network or "", options.steepness or 0.0, options.distribution, options.peer_loss)
     orderings: dict[str, Ordering] = {}
     if options.method == "quicksort":
