@@ -110,6 +110,7 @@ def draw_weight(
         seed=new_seed(tuples.values.device, generator),
         strides=strides,
         fixed=offsets,
+        k=tuples.k,
         nu=kernel.nu if isinstance(kernel, StudentT) else 0.0,
     )
     return DrawnWeight(tuples, fixed, template, out_shape, in_shape, plan)
@@ -118,11 +119,11 @@ def draw_weight(
 def _flattening(
     template: Template, fixed: Tensor, out_shape: tuple[int, ...], in_shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """What an index of each learned column adds to (row, column) of the matrix; the fixed columns' part, (k, 2)."""
+    """What an index of each learned column adds to (row, column) of the matrix; the fixed columns' part."""
     r = len(out_shape)
     steps = [(math.prod(out_shape[j + 1 :]), 0) for j in range(r)]
     steps += [(0, math.prod(in_shape[j + 1 :])) for j in range(len(in_shape))]
     strides = torch.tensor([steps[j] for j in template.learned], dtype=torch.int64)
     if not template.columns:
-        return strides, torch.zeros(len(fixed), 2, dtype=torch.int64)
+        return strides, torch.zeros(0, 2, dtype=torch.int64)
     return strides, fixed @ torch.tensor([steps[j] for j in template.columns], dtype=torch.int64)

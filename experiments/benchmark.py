@@ -14,6 +14,11 @@ many keep to it; `missed`, the names of those that do not. The figures with thei
 - `gaussian_K_…`: K tuples on K × K, 2 + 2 samples, one context for all, batch 64.
 - `tuple_K_…`: the same with a context for each tuple; `tuple_time_growth` and `tuple_memory_growth`: the
   largest over the smallest time (memory) per tuple.
+- `hyper_K_…`: the adaptive layer 784 → 256 whose hypernetwork emits K tuples of 8 points for every instance of a
+  batch of 64: a step, its memory, and the step over that of a rival: `gather`, the gather–multiply–index_add
+  alone over given indices and values; `dense_hyper`, the same perceptron emitting all 200,704 weights, whose
+  memory is `dense_hyper_bytes`. `hyper_K_bytes_each`: bytes for each of the 64 · K · 8 points;
+  `hyper_memory_growth`: the largest of these over the smallest; `hyper_dense_memory`: memory over the dense one's.
 - `static_N_RIVAL`: a step of N × N random entries (99 % sparse at 4,096 with batch 128, 99.5 % at 8,192 with
   64) over one of `bare`, the three sparse products with nothing around them (the layer then has no bias);
   `sparselab`, the layer of that package; `dense`, `nn.Linear`.
@@ -34,12 +39,15 @@ from typing import Any, Literal
 
 from ash.checks import require
 from experiments.benchmark_cases import Case
+from experiments.benchmark_hyper import POINTS
 from experiments.benchmark_report import Row, draw, table, write_markdown
 from experiments.runs import Run, RunOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 900.0
 """Seconds after which a figure counts as failed."""
+
+QUICK_BATCH = 8
 
 Bars = tuple[float | None, float | None]
 NONE: Bars = (None, None)
@@ -51,6 +59,12 @@ STATIC = {4096: (128, 0.01), 8192: (64, 0.005)}
 """Batch and density of the static layer, by size."""
 NAMES = {"all": ("gaussian", "one context for all"), "tuple": ("tuple", "a context for each tuple")}
 GROWTH = {"seconds": ("time", 5.0), "bytes": ("memory", 1.5)}
+HYPER, RIVALLED = (256, 1024, 4096), 1024
+"""Tuples of the adaptive layer, one of which has rivals."""
+HYPER_RIVALS: dict[Literal["gather", "dense_hyper"], tuple[float | None, str]] = {
+    "gather": (2.5, "gather, multiply, index_add"),
+    "dense_hyper": (0.2, "a dense hypernetwork layer"),
+}
 RIVALS: dict[Literal["bare", "sparselab", "dense"], tuple[float | None, str]] = {
     "bare": (1.5, "three bare products"),
     "sparselab": (1.0, "sparselab"),
@@ -88,6 +102,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
     bar.close()
     rows = [fill(row, done[row.name]) for row, _ in chosen]
     rows += growths(rows, options.quick)
+    rows += adaptive_memory(rows, options.quick)
     _report(run, rows, load)
     return _summary(rows)
 
@@ -95,13 +110,14 @@ def run(options: Options, run: Run) -> dict[str, object]:
 def plan(quick: bool) -> list[tuple[Row, Case]]:
     """Every figure, not yet taken, with its case. Quick ones are few, tiny, and have no bars."""
     if not quick:
-        return [*_gaussians("all", ALL), *_gaussians("tuple", EACH), *_statics(STATIC)]
+        return [*_gaussians("all", ALL), *_gaussians("tuple", EACH), *_hypers(HYPER, RIVALLED), *_statics(STATIC)]
     tiny = [
         *_gaussians("all", {128: NONE}),
         *_gaussians("tuple", {128: NONE, 256: NONE}),
+        *_hypers((16, 32), 32),
         *_statics({128: (8, 0.05)}),
     ]
-    return [(replace(row, bar=None), replace(case, batch=8, budget=0.02, most=3)) for row, case in tiny]
+    return [(replace(row, bar=None), replace(case, batch=QUICK_BATCH, budget=0.02, most=3)) for row, case in tiny]
 
 
 def _gaussians(context: Literal["tuple", "all"], bars: dict[int, Bars]) -> list[tuple[Row, Case]]:
@@ -125,6 +141,25 @@ def _statics(sizes: dict[int, tuple[int, float]]) -> list[tuple[Row, Case]]:
         )
         for n, (batch, density) in sizes.items()
         for rival, (bar, words) in RIVALS.items()
+    ]
+
+
+def _hypers(sizes: Sequence[int], rivalled: int) -> list[tuple[Row, Case]]:
+    """The adaptive layer at some sizes, one of them beside its rivals."""
+    what = "adaptive 784 → 256"
+    found = [
+        (Row(f"hyper_{k}_bytes", f"{what}, {k:,} tuples", "bytes", size=k), Case("hyper", "bytes", k)) for k in sizes
+    ]
+    found += [
+        (Row(f"hyper_{rivalled}_seconds", f"{what}, {rivalled:,} tuples", "seconds"), Case("hyper", size=rivalled)),
+        (Row("dense_hyper_bytes", "dense hypernetwork 784 → 256", "bytes"), Case("dense_hyper", "bytes")),
+    ]
+    return found + [
+        (
+            Row(f"hyper_{rivalled}_{rival}", f"{what}, {rivalled:,} tuples / {words}", "ratio", bar),
+            Case("hyper", "ratio", rivalled, rival=rival),
+        )
+        for rival, (bar, words) in HYPER_RIVALS.items()
     ]
 
 
@@ -177,6 +212,30 @@ def growths(rows: Sequence[Row], quick: bool) -> list[Row]:
             own_bar = None if quick else bar
             found.append(Row(f"tuple_{word}_growth", what, "ratio", own_bar, low, median, high))
     return found
+
+
+def adaptive_memory(rows: Sequence[Row], quick: bool) -> list[Row]:
+    """Bytes of the adaptive layer for each point, their growth, and its memory beside the dense hypernetwork's."""
+    own = [row for row in rows if row.name.startswith("hyper_") and row.figure == "bytes" and row.shown]
+    each = POINTS * (QUICK_BATCH if quick else Case("hyper").batch)
+    found = [_divided(row, f"{row.name}_each", f"{row.what}, for each point", each * row.size, "each") for row in own]
+    if len(own) > 1:
+        growth = max(row.median or 0 for row in found) / min(row.median or 0 for row in found)
+        bar = None if quick else GROWTH["bytes"][1]
+        what = "memory for each point, largest / smallest of these"
+        found.append(Row("hyper_memory_growth", what, "ratio", bar, growth, growth, growth))
+    dense = next((row.median for row in rows if row.name == "dense_hyper_bytes" and row.shown), None)
+    beside = [row for row in own if row.size == RIVALLED or quick][-1:]
+    if dense:
+        what = "memory, adaptive / dense hypernetwork layer"
+        found += [_divided(row, "hyper_dense_memory", what, dense, "ratio") for row in beside]
+    return [replace(row, bar=1.0) if row.name == "hyper_dense_memory" and not quick else row for row in found]
+
+
+def _divided(row: Row, name: str, what: str, by: float, figure: str) -> Row:
+    """A row's figures divided by a number."""
+    low, median, high = (None if own is None else own / by for own in (row.low, row.median, row.high))
+    return Row(name, what, figure, None, low, median, high)
 
 
 def _growth(rows: Sequence[Row], name: str) -> float:

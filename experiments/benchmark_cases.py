@@ -19,11 +19,12 @@ import tyro
 from torch import nn
 
 from ash import GaussianWiring, SparseLinear, StaticWiring
-from experiments.benchmark_oracle import check_gaussian, check_static
+from experiments.benchmark_hyper import INPUTS, OUTPUTS, DenseHyper, Gathered, adaptive
+from experiments.benchmark_oracle import check_gaussian, check_hyper, check_static
 from experiments.measure import peak_above, spread, timed, trimmed_bytes
 
 Step = Callable[[], object]
-WARM_SIZE, WARM_BATCH, WARM_DENSITY = 512, 4096, 0.02
+WARM_SIZE, WARM_BATCH, WARM_DENSITY, WARM_INSTANCES = 512, 4096, 0.02, 16
 """The layer that loads, before anything is measured, what is loaded or compiled on first use. Enough work for
 the kernels that serve large layers."""
 
@@ -33,22 +34,24 @@ class Case:
     """What is measured: one training step (output, gradients of parameters and of the input) on size × size.
 
     Attributes:
-        layer: `gaussian`, with as many tuples as rows, 2 + 2 samples; or `static`.
+        layer: `gaussian`, with as many tuples as rows, 2 + 2 samples; `static`; `hyper`, 784 → 256 with `size`
+            tuples for every instance; or `dense_hyper`, all weights for every instance.
         figure: `seconds` of a step, `bytes` at its peak, or the `ratio` of its seconds to those of a rival.
         size, batch: of the layer and its input.
         context: of the Gaussians.
         density: of the static entries.
-        rival: of the static layer: `bare`, the three products alone; `sparselab`'s layer; or `dense`.
+        rival: of the static layer: `bare`, the three products alone; `sparselab`'s layer; or `dense`. Of the
+            adaptive one: `gather`, the product alone; or `dense_hyper`.
         budget: seconds of measuring, roughly. most: rounds at most.
     """
 
-    layer: tyro.conf.Positional[Literal["gaussian", "static"]]
+    layer: tyro.conf.Positional[Literal["gaussian", "static", "hyper", "dense_hyper"]]
     figure: Literal["seconds", "bytes", "ratio"] = "seconds"
     size: int = 512
     batch: int = 64
     context: Literal["tuple", "all"] = "all"
     density: float = 0.01
-    rival: Literal["bare", "sparselab", "dense"] = "bare"
+    rival: Literal["bare", "sparselab", "dense", "gather", "dense_hyper"] = "bare"
     budget: float = 30.0
     most: int = 31
 
@@ -69,8 +72,9 @@ def run(case: Case) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     begun = trimmed_bytes()
-    error = check_static() if case.layer == "static" else check_gaussian(case.context)
-    _prepare(dataclasses.replace(case, size=WARM_SIZE, batch=WARM_BATCH, density=WARM_DENSITY))()
+    error = CHECKS[case.layer](case)
+    batch = WARM_INSTANCES if "hyper" in case.layer else WARM_BATCH
+    _prepare(dataclasses.replace(case, size=WARM_SIZE, batch=batch, density=WARM_DENSITY))()
     if case.figure == "bytes":
         loaded = trimmed_bytes() - begun
         return {"error": error, "loaded": loaded, **spread([peak_above(lambda: _prepare(case))])}
@@ -80,7 +84,7 @@ def run(case: Case) -> dict[str, Any]:
     return _ratio(case, error)
 
 
-def _ratio(case: Case, error: float) -> dict[str, Any]:
+def _ratio(case: Case, error: float | None) -> dict[str, Any]:
     """Ratios round by round, each of two steps that followed each other."""
     try:
         rival = RIVALS[case.rival](case)
@@ -95,14 +99,19 @@ def _ratio(case: Case, error: float) -> dict[str, Any]:
 def _prepare(case: Case) -> Step:
     """A training step of the layer. Against the bare products it has no bias, since they have none."""
     n = case.size
+    if case.layer == "hyper":
+        return _step(adaptive(n, bias=case.rival != "gather"), case, INPUTS, OUTPUTS)
+    if case.layer == "dense_hyper":
+        return _step(DenseHyper(), case, INPUTS, OUTPUTS)
     if case.layer == "gaussian":
         return _step(SparseLinear(n, n, wiring=GaussianWiring(n, n, n, context=case.context)), case)
     bias = case.figure != "ratio" or case.rival != "bare"
     return _step(SparseLinear(n, n, bias, wiring=StaticWiring(n, n, density=case.density)), case)
 
 
-def _step(layer: nn.Module, case: Case) -> Step:
-    x, g = torch.randn(case.batch, case.size, requires_grad=True), torch.randn(case.batch, case.size)
+def _step(layer: nn.Module, case: Case, inputs: int = 0, outputs: int = 0) -> Step:
+    x = torch.randn(case.batch, inputs or case.size, requires_grad=True)
+    g = torch.randn(case.batch, outputs or case.size)
 
     def step() -> None:
         layer.zero_grad()
@@ -137,7 +146,27 @@ def _dense(case: Case) -> Step:
     return _step(nn.Linear(case.size, case.size), case)
 
 
-RIVALS: dict[str, Callable[[Case], Step]] = {"bare": _bare, "sparselab": _sparselab, "dense": _dense}
+def _gather(case: Case) -> Step:
+    return _step(Gathered(case.batch, case.size), case, INPUTS, OUTPUTS)
+
+
+def _dense_hyper(case: Case) -> Step:
+    return _step(DenseHyper(), case, INPUTS, OUTPUTS)
+
+
+RIVALS: dict[str, Callable[[Case], Step]] = {
+    "bare": _bare,
+    "sparselab": _sparselab,
+    "dense": _dense,
+    "gather": _gather,
+    "dense_hyper": _dense_hyper,
+}
+CHECKS: dict[str, Callable[[Case], float | None]] = {
+    "static": lambda case: check_static(),
+    "gaussian": lambda case: check_gaussian(case.context),
+    "hyper": lambda case: check_hyper(),
+    "dense_hyper": lambda case: None,
+}
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ash import GaussianWiring, IndexTuples, SparseLinear, StaticWiring
+from ash import GaussianWiring, HyperWiring, IndexTuples, MLPHypernetwork, SparseLinear, StaticWiring
 
 SIZE, BATCH = 128, 1 << 14  # enough work for the kernels that serve large layers
+INSTANCES = 48  # with a weight each
 TOLERANCE = 1e-3
 
 
@@ -35,6 +38,32 @@ def check_static() -> float:
     x = torch.randn(BATCH, SIZE, requires_grad=True)
     dense = torch.zeros(SIZE, SIZE).index_put(tuple(wiring.indices.unbind(-1)), wiring.values)
     return _compare(layer, x, layer(x), linear(x, dense, layer.bias))
+
+
+def check_hyper() -> float:
+    """The same of an adaptive layer with a context for each tuple."""
+    make = partial(MLPHypernetwork, hidden=(8,), gain=1.0)
+    wiring = HyperWiring(SIZE, SIZE, SIZE, hypernetwork=make)
+    layer = SparseLinear(SIZE, SIZE, wiring=wiring)
+    x, seed = torch.randn(INSTANCES, SIZE, requires_grad=True), torch.get_rng_state()
+    y = layer(x)
+    torch.set_rng_state(seed)
+    points = wiring(x).indices.reshape(INSTANCES, wiring.k, -1, wiring.rank)
+    dense = _spread_each(wiring.tuples(x), points)
+    product = torch.bmm(dense, x.unsqueeze(-1)).squeeze(-1)
+    return _compare(layer, x, y, product if layer.bias is None else product + layer.bias)
+
+
+def _spread_each(tuples: IndexTuples, points: Tensor) -> Tensor:
+    """The dense weights (b, rows, columns) by the same equation, every tuple a context; points (b, k, m, 2)."""
+    means = tuples.anchors + tuples.residuals
+    u = (points - means.unsqueeze(-2)).square().sum(-1) / tuples.scales.square()
+    same = (points.unsqueeze(-2) == points.unsqueeze(-3)).all(-1).tril(-1).any(-1)
+    shares = torch.softmax((-1.5 * torch.log1p(u)).masked_fill(same, -torch.inf), dim=-1)
+    instance = torch.arange(len(points))[:, None, None].expand(points.shape[:-1])
+    where = instance, points[..., 0], points[..., 1]
+    weights = tuples.values.unsqueeze(-1) * shares
+    return torch.zeros(len(points), SIZE, SIZE).index_put(where, weights, accumulate=True)
 
 
 def _spread(tuples: IndexTuples, points: Tensor, together: bool) -> Tensor:

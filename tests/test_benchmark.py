@@ -31,6 +31,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_oracle, "BATCH", 8)
     monkeypatch.setattr(benchmark_cases, "WARM_SIZE", 96)
     monkeypatch.setattr(benchmark_cases, "WARM_BATCH", 4)
+    monkeypatch.setattr(benchmark_cases, "WARM_INSTANCES", 4)
+    monkeypatch.setattr(benchmark_oracle, "INSTANCES", 2)
 
 
 def test_steps_alternate_after_a_round_that_does_not_count() -> None:
@@ -60,7 +62,8 @@ def test_the_peak_counts_what_is_made_and_what_a_step_takes() -> None:
 
 
 def test_the_oracle_accepts_the_layers() -> None:
-    errors = [benchmark_oracle.check_static(), *map(benchmark_oracle.check_gaussian, ("all", "tuple"))]
+    errors = [benchmark_oracle.check_static(), benchmark_oracle.check_hyper()]
+    errors += map(benchmark_oracle.check_gaussian, ("all", "tuple"))
     assert max(errors) <= benchmark_oracle.TOLERANCE
 
 
@@ -85,6 +88,9 @@ def test_a_case_survives_the_command_line(case: Case) -> None:
         Case("gaussian", "bytes", **TINY),
         Case("static", "ratio", density=0.1, **TINY),
         Case("static", "ratio", density=0.1, rival="dense", **TINY),
+        Case("hyper", "ratio", rival="gather", **TINY),
+        Case("hyper", "ratio", rival="dense_hyper", **TINY),
+        Case("hyper", "bytes", **TINY),
     ],
     ids=lambda case: f"{case.layer}-{case.figure}-{case.rival}",
 )
@@ -162,6 +168,17 @@ def test_growth_compares_all_sizes_or_none() -> None:
     memory = growths(rows, quick=False)[1]
     assert (memory.low, memory.median, memory.high, memory.ok) == (1.0, 3.0, 1.0, False)
     assert [row.name for row in growths(rows[:largest], quick=False)] == ["tuple_time_growth"]
+
+
+def test_memory_of_the_adaptive_layer_for_each_point() -> None:
+    rows = [replace(row, **dict.fromkeys(SPREAD, row.size * 5120.0)) for row, _ in plan(False) if "hyper" in row.name]
+    rows = [replace(row, median=1e7) if row.name == "dense_hyper_bytes" else row for row in rows]
+    found = {row.name: row for row in benchmark.adaptive_memory(rows, quick=False)}
+    assert {found[f"hyper_{k}_bytes_each"].median for k in benchmark.HYPER} == {10.0}
+    assert (found["hyper_memory_growth"].median, found["hyper_memory_growth"].ok) == (1.0, True)
+    assert found["hyper_dense_memory"].median == 1024 * 5120 / 1e7
+    assert "10" in table(list(found.values()))
+    assert benchmark.adaptive_memory([], quick=False) == []
 
 
 def test_the_table_shows_units_bars_and_verdicts() -> None:

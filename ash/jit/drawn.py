@@ -19,7 +19,8 @@ class Plan:
     Attributes:
         sizes, widths, counts, seed: as for `ash.jit.tuples.draw_points`.
         strides: (q, 2), what an index of a learned column adds to the flattened row and to the column.
-        fixed: (k, 2), row and column of a tuple's fixed indices.
+        fixed: (k, 2), row and column of a tuple's fixed indices; no rows where there are none.
+        k: tuples of an instance.
         nu: degrees of freedom of Student's t; 0 for a Gaussian.
     """
 
@@ -29,6 +30,7 @@ class Plan:
     seed: int
     strides: Tensor
     fixed: Tensor
+    k: int
     nu: float
 
     def arguments(self, values: Tensor, residuals: Tensor, scales: Tensor, anchors: Tensor, *rest: Tensor) -> list[Any]:
@@ -38,7 +40,7 @@ class Plan:
         number, nu = value.dtype.type, self.nu
         law = number(nu), number(nu + len(self.sizes) if nu else 0)
         plan = (*jit.arrays(*shapes, quantiles()), self.seed)
-        return [plan, tuple(tuples), value, *jit.arrays(self.strides, self.fixed), law, *jit.arrays(*rest)]
+        return [plan, tuple(tuples), value, *jit.arrays(self.strides, self.fixed), law, self.k, *jit.arrays(*rest)]
 
 
 class _Product(torch.autograd.Function):
@@ -67,12 +69,11 @@ class _Product(torch.autograd.Function):
             return _differentiable(ctx, grad)
         from ash.jit.fused import multiply_back
 
-        found = torch.empty_like(values), torch.empty_like(residuals), torch.zeros_like(scales)
-        d_x = torch.zeros_like(x) if ctx.needs_input_grad[3] else x.new_zeros(0, 1, 1)
+        found = torch.empty_like(values), torch.empty_like(residuals), torch.zeros_like(scales), torch.zeros_like(x)
         given = ctx.plan.arguments(values, residuals, scales, anchors, x, grad)
-        into = tuple(jit.arrays(*found, d_x))
+        into = tuple(jit.arrays(*found))
         jit.run(lambda _, begin, end: multiply_back(*given, into, begin, end), jit.pieces(len(x), 1))
-        return (*found, d_x if ctx.needs_input_grad[3] else None, None, None, None)
+        return (*found, None, None, None)
 
 
 def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -81,10 +82,12 @@ def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     plan: Plan = ctx.plan
     points = draw_points(anchors, residuals.detach(), scales.detach(), plan.sizes, plan.widths, plan.counts, plan.seed)
     weights = tuple_weights(values, residuals, scales, anchors, points, None, plan.nu, max(plan.sizes))
-    k, (b, _, e) = len(plan.fixed), x.shape
-    at = torch.einsum("qtm,qs->stm", points, plan.strides) + plan.fixed.t().repeat(1, b).unsqueeze(-1)
+    b, _, e = x.shape
+    at = torch.einsum("qtm,qs->stm", points, plan.strides)
+    if len(plan.fixed):
+        at += plan.fixed.t().repeat(1, b).unsqueeze(-1)
     rows, cols = at.reshape(2, b, -1, 1).expand(-1, -1, -1, e).unbind(0)
-    products = weights.reshape(b, k * points.shape[2], 1) * x.gather(1, cols)
+    products = weights.reshape(b, -1, 1) * x.gather(1, cols)
     y = x.new_zeros(b, ctx.rows, e).scatter_add(1, rows, products)
     learned = zip((values, residuals, scales, x), ctx.needs_input_grad[:4], strict=True)
     inputs = [tensor for tensor, needed in learned if needed]

@@ -2,7 +2,8 @@
 
 The kernels work on blocks of `LANES` tuples, turned so that one operation treats a run of tuples: LLVM makes
 vector instructions of the innermost loops, which are all of that form. `points` are (q, tuples, m), so that
-every index column lies by itself. All arrays are contiguous; the kernels check nothing.
+every index column lies by itself; tuples are (tuples, …), as torch has them. All arrays are contiguous; the
+kernels check nothing.
 """
 
 # mypy: ignore-errors
@@ -45,10 +46,16 @@ def _lane(like):
 
 
 @kernel
-def _random(bits, counter, stride):
+def _steps(each):
+    """How far the counter of every lane is from the first one's, for so many numbers a tuple."""
+    return np.arange(LANES).astype(np.uint64) * (np.uint64(each) * STEP)
+
+
+@kernel
+def _random(bits, counter, steps):
     """64 random bits a lane, by counters at a distance: splitmix64 (Steele, Lea and Flood, 2014)."""
     for i in range(LANES):
-        z = counter + np.uint64(i) * stride
+        z = counter + steps[i]
         z = (z ^ (z >> SHIFTS[0])) * FIRST
         z = (z ^ (z >> SHIFTS[1])) * SECOND
         bits[i] = z ^ (z >> SHIFTS[2])
@@ -108,16 +115,15 @@ def _column(j, q, sizes, widths, plan, table, lane, bits, seed, tile):
 
     The random bits of a point are a function of the seed, the tuple and the point alone.
     """
-    start, anchor, residual, scale, blank, one, other = lane
+    start, steps, anchor, residual, scale, blank, one, other = lane
     size, width, wide = sizes[j], widths[j], sizes.max() > NARROW
     drawn, c = plan[1] + plan[2] + plan[3], 0
     if plan[0]:
         _corners(anchor, residual, j, q, size - 1, tile)
         c = 1 << q
-    stride = np.uint64(drawn * q) * STEP
     for d in range(drawn):
         if wide or j % 2 == 0:
-            _random(bits[d], seed + np.uint64(start * drawn * q + d * q + j) * STEP, stride)
+            _random(bits[d], seed + np.uint64(start * drawn * q + d * q + j) * STEP, steps)
         else:
             for i in range(LANES):
                 bits[d, i] = bits[d, i] >> HALF  # the half that the column before has left
@@ -147,7 +153,7 @@ def draw(anchors, residuals, scales, sizes, widths, plan, table, seed, points, b
     """
     q, _, m = points.shape
     tile, bits = _block(points, m), np.zeros((plan[1:].sum(), LANES), np.uint64)
-    anchor, blank = _lane(points), _lane(points)
+    steps, anchor, blank = _steps(q * len(bits)), _lane(points), _lane(points)
     residual, scale, one, other = _lane(table), _lane(table), _lane(table), _lane(table)
     for start in range(begin, end, LANES):
         n = min(LANES, end - start)
@@ -155,7 +161,7 @@ def draw(anchors, residuals, scales, sizes, widths, plan, table, seed, points, b
             for i in range(n):
                 anchor[i], residual[i] = anchors[start + i, j], residuals[start + i, j]
                 scale[i] = scales[start + i, j if scales.shape[1] > 1 else 0]
-            lane = (start, anchor, residual, scale, blank, one, other)
+            lane = (start, steps, anchor, residual, scale, blank, one, other)
             _column(j, q, sizes, widths, plan, table, lane, bits, np.uint64(seed), tile)
             for i in range(n):
                 for c in range(m):
@@ -181,6 +187,19 @@ def _turn_rows(rows, start, n, tile):
 
 
 @kernel
+def _repeats_one(d, u, b, c, same):
+    """u[c], infinite where points b and c are the same in all columns."""
+    zero, infinity = u.dtype.type(0), u.dtype.type(np.inf)
+    for i in range(LANES):
+        same[i] = infinity
+    for j in range(d.shape[0]):
+        for i in range(LANES):
+            same[i] = same[i] if d[j, b, i] == d[j, c, i] else zero
+    for i in range(LANES):
+        u[c, i] += same[i]
+
+
+@kernel
 def _repeats(d, u, same):
     """u, infinite at points that stand earlier in their tuple already, and 0 elsewhere."""
     q, zero, infinity = d.shape[0], u.dtype.type(0), u.dtype.type(np.inf)
@@ -191,15 +210,11 @@ def _repeats(d, u, same):
             if q == 1:
                 for i in range(LANES):
                     u[c, i] = infinity if d[0, b, i] == d[0, c, i] else u[c, i]
-                continue
-            for i in range(LANES):
-                equal = (d[0, b, i] == d[0, c, i]) & (d[1, b, i] == d[1, c, i])
-                same[i] = infinity if equal else zero
-            for j in range(2, q):
+            elif q == 2:
                 for i in range(LANES):
-                    same[i] = same[i] if d[j, b, i] == d[j, c, i] else zero
-            for i in range(LANES):
-                u[c, i] += same[i]
+                    u[c, i] = infinity if (d[0, b, i] == d[0, c, i]) & (d[1, b, i] == d[1, c, i]) else u[c, i]
+            else:
+                _repeats_one(d, u, b, c, same)
 
 
 @kernel
