@@ -6,7 +6,7 @@ Both put keys in ascending order. A place is an integer from 0 to n - 1; ties ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,7 @@ from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
 from ash.wirings.hyper import HypernetworkFactory, HyperWiring
 
-TEMPLATES = {"inputs": 1, "outputs": 0, "none": None}
-"""The column that each template fixes."""
+TEMPLATES = {"inputs": 1, "outputs": 0, "none": None}  # the column that each fixes
 
 
 def places(keys: Float[Tensor, "*b n"]) -> Int64[Tensor, "*b n"]:
@@ -35,25 +34,21 @@ def places(keys: Float[Tensor, "*b n"]) -> Int64[Tensor, "*b n"]:
 def standardised(keys: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     """The keys of a batch less their mean, over their deviation, so that a scale means the same all through training.
 
-    Without it a network makes keys large to suit a scale, and small again where it has outliers. The order stays.
+    Without it a network makes keys as large as suits the scale. The order stays.
     """
     centred = keys - keys.mean()
     return centred / centred.square().mean().sqrt().clamp(min=1e-4)
-
-
-# --- where the mass of a key lies -------------------------------------------------------------------------------
-
-
-def _log_normal(x: Tensor) -> Tensor:
-    below: Tensor = torch.special.log_ndtr(x)
-    return below
 
 
 def _log_cauchy(x: Tensor) -> Tensor:
     return torch.atan2(torch.ones_like(x), -x).div(math.pi).log()
 
 
-_LOG_MASS = {"gaussian": _log_normal, "student_t": _log_cauchy, "logistic": nn.functional.logsigmoid}
+_LOG_MASS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gaussian": torch.special.log_ndtr,
+    "student_t": _log_cauchy,
+    "logistic": nn.functional.logsigmoid,
+}
 
 
 def log_mass(kernel: str, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -145,8 +140,8 @@ class RankHypernetwork(nn.Module):
         the places inside the list. `-log_shares(…).mean()` is the loss by which a network learns to sort from an
         order alone.
 
-        Why not the share that a tuple around the emitted mean has of the target: that mean adds up n - 1 soft
-        comparisons, of which two decide. It learned more slowly.
+        The share that a tuple around the emitted mean has of the target teaches more slowly: that mean adds up n - 1
+        soft comparisons, of which two decide.
         """
         n = self.groups
         good = tuple(x.shape[1:]) == self.in_shape and tuple(target.shape) == (x.shape[0], n)
@@ -262,11 +257,11 @@ class HalfPermutations:
 
     def product(self) -> SparseWeight:
         """One sparse weight that does the same; n entries per instance, or n² where the splits are soft."""
-        first, *rest = self.splits
+        first = self.splits[0]
         b, n = first.values.shape[0], first.in_shape[0]
         source = torch.arange(n, device=first.values.device).expand(b, n).unsqueeze(-1)
         where, values = source, torch.ones_like(source, dtype=first.values.dtype)
-        for split in (first, *rest):
+        for split in self.splits:
             outputs, shares = (each.reshape(b, n, -1) for each in (split.indices[..., 0], split.values))
             flat = where.reshape(b, -1, 1).expand(-1, -1, outputs.shape[-1])
             values = (values.reshape(b, -1, 1) * shares.gather(1, flat)).reshape(b, n, -1)
@@ -367,8 +362,7 @@ class Quicksort(nn.Module):
         b, n = len(buckets), self.n
         own = torch.arange(n, device=buckets.device).expand(b, n)
         if source is None:
-            indices = torch.stack([hard, own], -1)
-            return SparseWeight(indices, torch.ones_like(buckets).reshape(b, n), (n,), (n,))
+            return SparseWeight(torch.stack([hard, own], -1), torch.ones_like(buckets).reshape(b, n), (n,), (n,))
         other = _partners(lower, hard, source)
         sign = torch.where(lower, -1.0, 1.0).to(buckets.dtype)
         shares = [self._log_upper(buckets, s).exp().reshape(b, n) for s in (sign, -sign)]
