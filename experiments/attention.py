@@ -77,11 +77,11 @@ class Options(RunOptions):
     """Pixels of a glimpse along a side."""
     spacing: float = 1.25
     """Distance between the pixels of a glimpse."""
-    scale: float = 2.0
+    scale: float = 1.0
     """Scale of the Gaussians at the start, in pixels."""
     scale_end: float = 0.3
     """Scale when glimpses are rounded."""
-    freeze: float = 0.6
+    freeze: float = 0.7
     """Share of the run after which glimpses are read at rounded places."""
     hint: float = 0.5
     """Weight of the locator's own loss; 0: the classes of the glimpses alone teach it."""

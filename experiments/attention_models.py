@@ -15,7 +15,7 @@ from ash import Anneal, SparseLayer
 from ash.glimpses import ConvLocator, glimpse_wiring
 from ash.wirings.hyper import HyperWiring
 
-LOCATOR = (12, 24, 24)
+LOCATOR = (8, 24, 24, 24)
 """Channels of the convolutions that look at the view."""
 
 
@@ -28,7 +28,7 @@ def block(before: int, after: int, size: int = 3, stride: int = 1) -> nn.Sequent
 class FullNet(nn.Module):
     """A convolutional net on the whole canvas, wherever on it the digit lies."""
 
-    def __init__(self, classes: int, channels: Sequence[int] = (32, 40, 80)):
+    def __init__(self, classes: int, channels: Sequence[int] = (32, 48, 96)):
         super().__init__()
         a, b, c = channels
         self.body = nn.Sequential(
@@ -44,7 +44,7 @@ class FullNet(nn.Module):
 class ViewNet(nn.Module):
     """A convolutional net on the view alone."""
 
-    def __init__(self, classes: int, channels: Sequence[int] = (18, 36, 72)):
+    def __init__(self, classes: int, channels: Sequence[int] = (20, 42, 76)):
         super().__init__()
         a, b, c = channels
         self.body = nn.Sequential(
@@ -57,12 +57,13 @@ class ViewNet(nn.Module):
         return logits
 
 
-def glimpse_classifier(outputs: int, channels: Sequence[int] = (12, 24, 40)) -> nn.Sequential:
-    """A convolutional net on the pixels of one glimpse: `(b, 1, p, p)` -> `(b, outputs)`."""
+def glimpse_classifier(outputs: int, channels: Sequence[int] = (16, 24, 48)) -> nn.Sequential:
+    """A convolutional net on the pixels of one glimpse, wherever in it the digit lies: `(b, 1, p, p)` ->
+    `(b, outputs)`."""
     a, b, c = channels
     return nn.Sequential(
         block(1, a), block(a, b, 3, 2), block(b, b), block(b, c, 3, 2), block(c, c),
-        nn.AdaptiveMaxPool2d(3), nn.Flatten(), nn.Linear(9 * c, outputs),
+        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(c, outputs),
     )  # fmt: skip
 
 
