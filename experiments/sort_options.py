@@ -83,12 +83,12 @@ class Options(RunOptions):
         return dataclasses.replace(self, **given)
 
     def _defaults(self) -> dict[str, Any]:
-        perceptron = self.hypernetwork == "mlp"
+        perceptron, given_features = self.hypernetwork == "mlp", self.hypernetwork == "comparator"
         both = self.template != "inputs"
         return {
             "hidden": (32 * self.size,) if perceptron else (8,),
             "batch": 256 if self.size <= 8 else 128 if self.size <= 16 else 64,
-            "steps": 8000 if perceptron else 3000 if self.hypernetwork == "comparator" else 4000,
+            "steps": (5000 if self.size <= 3 else 8000) if perceptron else 3000 if given_features else 4000,
             "loss": {"none": "reverse", "inputs": "reverse", "outputs": "both"}[self.template],
             "channels": (3.0, 6.0, 12.0) if both else (),
             "gap_floor": 1e-3 if perceptron or both else 1e-4,
