@@ -59,7 +59,7 @@ STATIC = {4096: (128, 0.01), 8192: (64, 0.005)}
 """Batch and density of the static layer, by size."""
 NAMES = {"all": ("gaussian", "one context for all"), "tuple": ("tuple", "a context for each tuple")}
 GROWTH = {"seconds": ("time", 5.0), "bytes": ("memory", 1.5)}
-HYPER, RIVALLED = (256, 1024, 4096), 1024
+HYPER, RIVALLED = (1024, 2048, 4096), 1024
 """Tuples of the adaptive layer, one of which has rivals."""
 HYPER_RIVALS: dict[Literal["gather", "dense_hyper"], tuple[float | None, str]] = {
     "gather": (2.5, "gather, multiply, index_add"),
