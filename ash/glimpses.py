@@ -9,7 +9,7 @@ of g · p² tuples on the picture, `(g, p, p)` × `(h, w)`, and cost what these 
     layer = SparseLayer((100, 100), (1, 16, 16), bias=False, wiring=wiring)
     pixels = layer(picture, condition=view)                                   # (b, 1, 16, 16)
 
-Source: `Sparse, Adaptive Hypernetworks` (2017), 'attention'; the soft argmax over a heat map: arXiv 1603.09382.
+Source: `Sparse, Adaptive Hypernetworks` (2017), 'attention'; the soft argmax over a heat map: arXiv 1504.00702.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ash.checks import positive, require, shape
+from ash.sampling import Sampling
 from ash.template import Template
 from ash.wirings.hyper import HyperWiring
 
@@ -202,8 +203,6 @@ def glimpse_wiring(
         condition_shape: of what the locator sees; by default its attribute `view`, or else the picture.
         options: of `HyperWiring`; by default all values are 1, scales are scheduled, and points are the corners.
     """
-    from ash.sampling import Sampling
-
     network = Glimpses(locator, picture, glimpses, side, spacing)
     seen = getattr(locator, "view", None) if condition_shape is None else condition_shape
     out_shape = (glimpses, side, side)

@@ -26,6 +26,18 @@ layers and glimpses, in evaluation; norms, pooling and the making of the view le
 over full), `step_seconds` (median of a training step of the first net on canvases of 100 × 100 and of `--timing`,
 canvas and view given), `step_ratio` (their quotient).
 
+What decides (seed 0, validation accuracy of the rounded net; the net on the canvas reaches 97.0 % in 6 epochs):
+
+- Where to look. A soft argmax over the whole view puts one glimpse between the candidates: 76 % after 2 epochs, a tenth
+  of the glimpses more than 27 pixels off. Around the hottest cells, each left out for the next glimpse, 90 % of the
+  first, 98 % of the first two and 99 % of three glimpses lie within 8 pixels of the digit's centre.
+- How exactly. Read at the true centre the digits are told to 97.3 % after 2 epochs, 2 pixels of noise in rows and
+  columns take that to 93.6 %; a classifier that takes the maximum over all places instead of one weight for each is
+  at 96.9 % there. With it the whole net is at 95.0 % after 3 epochs, as far as the other one comes in 6.
+- Glimpses of fewer pixels: 3 of 17 x 17 reach 95.1 % in 6 epochs, 2 of 20 x 20 95.3 %, with the smaller classifier.
+- Rounding. Trained on samples to the end, the rounded net stays 2.5 points behind the sampled one; trained on rounded
+  positions for the last part, they are within half a point of each other.
+
 Pictures: glimpses.png, what the glimpses read of test canvases, with the share of the attention of each;
 accuracy.png.
 """

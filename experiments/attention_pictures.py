@@ -48,8 +48,16 @@ def _frame(ax: Any, box: Tensor, colour: str, label: str) -> None:
     left, right, top, bottom = low[1] - 0.5, high[1] + 0.5, low[0] - 0.5, high[0] + 0.5
     ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=colour, linewidth=1.4)
     inside = top < 8
-    ax.text(left, bottom + 2 if inside else top - 2, label, color=colour, fontsize=7, clip_on=True,
-            va="top" if inside else "bottom", bbox={"color": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5})
+    ax.text(
+        left,
+        bottom + 2 if inside else top - 2,
+        label,
+        color=colour,
+        fontsize=7,
+        clip_on=True,
+        va="top" if inside else "bottom",
+        bbox={"color": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
+    )
 
 
 def draw_curves(history: dict[str, list[dict[str, float]]], path: Path) -> None:

@@ -159,9 +159,7 @@ class Patches:
         return Patches(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
 
 
-def draw_patches(
-    n: int, own: Tensor, pieces: int, digit: tuple[int, ...], generator: torch.Generator
-) -> Patches:
+def draw_patches(n: int, own: Tensor, pieces: int, digit: tuple[int, ...], generator: torch.Generator) -> Patches:
     """`pieces` patches for each of the digits `own`, cut from others of the n digits where there are any."""
     count = len(own) * pieces
 

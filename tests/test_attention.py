@@ -159,7 +159,7 @@ def test_enlarged_digits_keep_their_range() -> None:
         (("--view", "30"), "--view 30 of a canvas of 100; expected a number that divides it"),
         (("--nets", "glimpses", "other"), "--nets glimpses other; expected different ones of"),
         (("--freeze", "1.5"), "--freeze 1.5; expected a share"),
-        (("--scale-end", "3"), "--scale-end 3.0; expected at most --scale 2.0"),
+        (("--scale-end", "3"), "--scale-end 3.0; expected at most --scale 1.0"),
         (("--canvas", "20", "--view", "10"), "--canvas 20; expected"),
         (("--side", "0"), "--side=0; expected a number above 0"),
         (("--data-dir", "nowhere"), "nowhere is no folder"),
