@@ -11,6 +11,10 @@ lists judged at the end are drawn from its test part, the same ones for every me
 Unless `--no-peer`, diffsort is trained in the same run: the same batches, the same network from the same start,
 as many steps, its own learning rate. Data: as in the experiment mnist.
 
+hyper compares pairs of pictures by `--features 8` numbers, which only a layer that emits an order can do; sorting
+networks and pivots need one key each (`--features 1` gives hyper the same). That last layer and the small network
+that compares are what the networks of hyper and its peer differ in.
+
 Keys of summary.json: `dataset`, `size`, `digits`, `method`, `lists` (judged), `exact_match` (lists whose numbers all
 come in order) and `element_wise` (numbers at their place), both with equal numbers right in any order, at the last
 step, by the exact order of the keys, as a network is used; `element_wise_sampled`, the part of the sampled (diffsort:
@@ -18,6 +22,21 @@ relaxed) permutation of training that lies on right places; `validation_exact_ma
 validation part; the same with `peer_` before it for diffsort; `parameters` of a network.
 
 Pictures: exact_match.png, over the steps; sorted.png, a test list in the order found.
+
+What was learned (validation part, seed 0, 1,000 steps, four digits, `exact_match` in percent; 1,000 to 2,000 lists, so
+that a point means little and training varies by two):
+- The network decides most: with a dense layer over the whole picture instead of one shared by the digits 25 to 33 of
+  100 lists of 9 are sorted instead of 60 to 68.
+- Learning rate: 1e-2 serves all methods; 5e-3 costs hyper with keys 2 points at size 5 and diffsort none at 9; 2e-2
+  costs diffsort 1 and keys 4 points at 9.
+- How an order becomes a loss (size 5, keys, rate 5e-3): share of the target against the places beside it 83.2; against
+  all places 81.6; share that a tuple around the sum of all comparisons has of the target 79.8 to 80.2; diffsort 82.0
+  (steepness 30: 81.9; binary cross entropy: 81.6). The tail of a Student t matters: a logistic kernel gives 77.4.
+- Features instead of keys: 83.2 instead of 78.8 at size 5, where diffsort has 76.9 to 78.0. One scale all through is
+  right for them: narrowing it from 1 to 0.003 gives 79.4.
+- Keys want a scale that narrows (quicksort of 16, 600 steps): from 0.3 to 0.03 22.4, to 0.01 26.9; from 1 to 0.003
+  28.4; diffsort has 21.6 with a bitonic network of steepness 20 and 20.7 with odd_even of steepness 10.
+- At size 9 steepness 10 and 30 give diffsort 59.4 and 59.9.
 """
 
 from __future__ import annotations
