@@ -1,6 +1,6 @@
 """Classifiers of images whose layers are wired anew for every image, and the nets to compare them with.
 
-    image -> convolution -> adaptive layer -> norm, ReLU -> convolution -> adaptive layer -> norm, ReLU -> classes
+    image -> convolution, norm, ReLU -> adaptive layer -> convolution, norm, ReLU -> adaptive layer -> classes
 
 A hypernetwork looks at a down-sampled view of the image: a convolutional trunk, shared by both layers, and a head for
 each. An output position of an adaptive layer has some index tuples; the head emits, from the features at that
@@ -40,7 +40,7 @@ class Shapes:
     image: tuple[int, int, int]
     trunk: tuple[int, int] = (8, 16)
     sides: tuple[int, int] = (14, 5)
-    tuples: tuple[int, int] = (1, 2)
+    tuples: tuple[int, int] = (1, 4)
     kernels: tuple[int, int] = (5, 3)
     channels: tuple[int, int] = (12, 32)
 
@@ -49,7 +49,7 @@ def shapes_for(image: tuple[int, int, int], plain: bool) -> Shapes:
     """The shapes that go with images `(channels, height, width)`; `plain`: convolutions of 1 x 1."""
     side = max(2, min(image[1:]) // 2)
     sides, more = (side, max(2, round(5 * side / 14))), (2 if image[0] > 1 else 1)
-    kernels, tuples = ((1, 1), (4, 8)) if plain else ((5, 3), (1, 2))
+    kernels, tuples = ((1, 1), (4, 8)) if plain else ((5, 3), (1, 4))
     return Shapes(image, (8 * more, 16 * more), sides, tuples, kernels, (12 * more, 32 * more))
 
 
@@ -174,23 +174,23 @@ class Wirings:
 
     def _book(self, each: int) -> Codebook:
         # Hardened along with the scales: at the end a choice is as good as fixed, as rounded means are.
-        return Codebook(self.codebook, spread=1 / math.sqrt(each), temperature=Anneal(1.0, 0.1, max(1, self.steps)))
+        return Codebook(self.codebook, spread=2 / each, temperature=Anneal(1.0, 0.1, max(1, self.steps)))
 
 
 @torch.no_grad()
 def _start_values(wiring: HyperWiring, each: int) -> None:
-    """All tuples of a single one per position start alike, at 1 or its nearest scalar; several differ in sign too."""
-    start = torch.ones(1) if each == 1 else torch.randn(each) / math.sqrt(each)
+    """Values (or the scalars chosen) start as those of a mean over the tuples of a position."""
+    start = torch.full((each,), 1 / each)
     if wiring.codebook is None:
         wiring.offset[:, -1] = start
         return
     logits = wiring.offset[:, -wiring.codebook.size :]
     nearest = (wiring.codebook.scalars - start[:, None]).abs().argmin(-1, keepdim=True)
-    logits.zero_().scatter_(-1, nearest, 3.0)
+    logits.zero_().scatter_(-1, nearest, 4.0)
 
 
 class Hyper(nn.Module):
-    """Two convolutions, each followed by an adaptive layer, a norm and a ReLU; then a dense layer to the classes.
+    """Two convolutions, each with a norm and a ReLU and followed by an adaptive layer; then a dense one to the classes.
 
     Attributes:
         layers: the adaptive layers, wrapped by a `Reconstruction` each where their terms are wanted.
@@ -219,8 +219,8 @@ class Hyper(nn.Module):
         x = self.pictures(x)
         self.features = features = self.trunk(x)
         for convolution, layer, norm in zip(self.convolutions, self.layers, self.norms, strict=True):
-            maps = convolution(x.contiguous(memory_format=torch.channels_last)).movedim(1, -1)
-            x = norm(layer(maps, features).movedim(-1, 1)).relu()
+            maps = norm(convolution(x.contiguous(memory_format=torch.channels_last))).relu()
+            x = layer(maps.movedim(1, -1), features).movedim(-1, 1)
         scores: Tensor = self.head(x.flatten(1))
         return scores
 

@@ -18,8 +18,8 @@ class AdaptiveOptions:
 
     data: Literal["mnist", "cifar10"] = "mnist"
     """What lies in --data-dir: IDX files such as MNIST's, or CIFAR-10 in the layout cifar-10-batches-py."""
-    view: int = 2
-    """Down-sampling factor of what the hypernetworks see: 2 is 14 x 14 of MNIST's 28 x 28."""
+    view: int = 4
+    """Down-sampling factor of what the hypernetworks (and trunk) see: 4 is 7 x 7 of MNIST's 28 x 28, 2 is 14 x 14."""
     codebook: int = 0
     """Scalars among which every emitted value is chosen; 0: values are emitted as numbers."""
     reconstruction: float = 0.0
@@ -34,13 +34,14 @@ class AdaptiveOptions:
     """Training images are shifted at random by up to so many pixels (and mirrored: CIFAR-10); 0: never."""
     plain_image: bool = False
     """Convolutions of 1 x 1: adaptive layers read single pixels, and more of them."""
+    train_images: int = 0
+    """Train on so many of the training images only; 0: all of them."""
 
 
 def own_defaults(options: Any) -> dict[str, Any]:
     """What `--model hyper` and the nets beside it take where nothing is given."""
-    colour = options.data == "cifar10"
-    defaults = {"density": 0.0, "epochs": 12, "batch": 128, "kernel": "gaussian", "scale": 0.7, "scale_end": 0.1}
-    defaults |= {"local_samples": 0, "epochs": 20 if colour else 12}
+    defaults: dict[str, Any] = {"density": 0.0, "epochs": 8, "batch": 128, "local_samples": 0}
+    defaults |= {"kernel": "gaussian", "scale": 0.7, "scale_end": 0.1}
     return {name: value for name, value in defaults.items() if getattr(options, name) is None}
 
 
@@ -49,6 +50,7 @@ def check_adaptive(options: Any) -> None:
     for name in ("reconstruction", "pretrain", "scale_penalty", "augment"):
         positive(f"--{name.replace('_', '-')}", getattr(options, name), zero=True)
     require(options.codebook >= 0, f"--codebook {options.codebook}; expected a number of scalars, or 0 for none.")
+    require(options.train_images >= 0, f"--train-images {options.train_images}; expected a number, or 0 for all.")
     require(options.view >= 1, f"--view {options.view}; expected a factor of at least 1.")
     adaptive = options.model in ADAPTIVE
     given = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +145,9 @@ def build(options: Any, images: Images, steps: int) -> nn.Module:
 
 def classify(options: Any, images: Images, run: Run) -> dict[str, object]:
     """Train, draw, and return the figures."""
+    if options.train_images:
+        few = slice(options.train_images)
+        images = dataclasses.replace(images, train_x=images.train_x[few], train_y=images.train_y[few])
     plan = Plan(options.epochs, options.batch, freeze=1.0)
     model = build(options, images, plan.steps(len(images.train_y))).to(run.device)
     optimizer = optimizer_for(model, options.lr, options.weight_decay)

@@ -12,6 +12,14 @@ the means are rounded. `--model` chooses, the first three with equally many stor
   conv     a convolution with about as many numbers behind it as there are hidden units (28 x 28 pixels,
            300 units: 12 channels of 5 x 5, kernel 8 x 8, stride 5), ReLU, a dense layer to the classes
 
+Four more look at every image anew, or stand beside that (`experiments.adaptive`), with equally many learned numbers:
+
+  hyper    two adaptive layers: a hypernetwork that sees the image at a quarter of its resolution (--view)
+           emits the index tuples of every image's own sparse weights
+  fixed    the same layers, without what is emitted: positions and values are learned, alike for all images
+  trunk    the hypernetwork's trunk, on the same view, with a hidden and a linear layer instead
+  convnet  hyper's convolutions at full resolution, with max-pooling in place of the adaptive layers
+
 Stored numbers are a value and a flattened index for every tuple, and the weights of dense layers; biases
 and row pointers apart. `--density` is their share of the weights of the dense net of the same shape, which is
 always inputs-300-classes: 784*300 + 300*10 = 238,200 on MNIST. There are as many hidden units (300 at most)
@@ -31,8 +39,13 @@ What decides, in points of validation accuracy at 1 % (62 units; mean of seeds 0
 (10: -0.3, 20: -0.2). Steps of the means of 0.05 and 0.1 scales are alike, 0.2 costs 0.3. Values need the rest
 of the run after the means are frozen: then it hardly matters whether scales have shrunk to 0.3 or to 1.
 
+Of hyper and the nets beside it: `dataset`, `model`, `parameters` (learned numbers), the accuracies as above; of
+hyper and fixed `test_accuracy_rounded`, `test_accuracy_sampled`, the same of the validation set, `tuples` and
+`emitted` (numbers, for one image), `codebook`.
+
 Pictures: accuracy.png; pixels.png, how many hidden units read each pixel (dense: the sum of absolute
-weights), over training; units.png, what the units of largest effect read.
+weights), over training; units.png, what the units of largest effect read; reading.png,
+test images and what the first adaptive layer reads of each.
 """
 
 from __future__ import annotations
@@ -85,7 +98,7 @@ class Options(AdaptiveOptions, RunOptions):
     spread: float = 0.2
     """Deviation of the starting positions around the centre, as a share of the image's size."""
     epochs: int | None = None
-    """Passes over the training set; 30, digits 100, hyper 12 (CIFAR-10: 20)."""
+    """Passes over the training set; 30, digits 100, hyper 8."""
     batch: int | None = None
     """Images in a batch; 256, digits 64, hyper 128."""
     lr: float = 1e-2

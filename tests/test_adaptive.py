@@ -62,7 +62,7 @@ def hyper(image: tuple[int, int, int] = MNIST, plain: bool = False, **how: Any) 
 def test_tuples_start_at_the_places_of_their_outputs() -> None:
     net = hyper()
     first, second = net.wirings
-    for wiring, side, each, size in ((first, 14, 1, 28), (second, 5, 2, 14)):
+    for wiring, side, each, size in ((first, 14, 1, 28), (second, 5, 4, 14)):
         assert (wiring.k, wiring.out_shape, wiring.in_shape) == (side**2 * each, (side, side), (size, size))
         wiring.hypernetwork.head.weight.data.zero_()
         with torch.no_grad():
@@ -120,7 +120,7 @@ def test_channels_share_the_wiring() -> None:
     net = hyper().eval()
     x = torch.randn(2, 28, 28)
     features = net.trunk(net.pictures(x))
-    maps = net.convolutions[0](x[:, None])
+    maps = net.norms[0](net.convolutions[0](x[:, None])).relu()
     dense = net.wirings[0](features).to_dense()
     expected = torch.einsum("brshw,bchw->brsc", dense, maps)
     torch.testing.assert_close(net.layers[0](maps.movedim(1, -1), features), expected, atol=1e-5, rtol=1e-4)
@@ -188,7 +188,8 @@ TRICKS = {
     "penalty": ["--scales", "emitted", "--scale-penalty", "0.1"],
     "tail": ["--kernel", "student_t", "--local-samples", "2"],
     "plain": ["--plain-image", "--augment", "0"],
-    "view": ["--view", "4"],
+    "view": ["--view", "2"],
+    "few": ["--train-images", "40"],
 }
 
 
@@ -254,6 +255,7 @@ def test_cifar(tmp_path: Path) -> None:
     [
         (["--model", "hyper", "--view", "3"], "view=3"),
         (["--model", "hyper", "--codebook", "-1"], "--codebook -1"),
+        (["--model", "hyper", "--train-images", "-1"], "--train-images -1"),
         (["--model", "hyper", "--scale-penalty", "0.1"], "--scales emitted"),
         (["--model", "hyper", "--reconstruction", "-1"], "--reconstruction=-1"),
         (["--codebook", "15"], "--codebook 15 with --model ash"),
