@@ -19,7 +19,8 @@ Keys of summary.json: `dataset`, `size`, `digits`, `method`, `lists` (judged), `
 come in order) and `element_wise` (numbers at their place), both with equal numbers right in any order, at the last
 step, by the exact order of the keys, as a network is used; `element_wise_sampled`, the part of the sampled (diffsort:
 relaxed) permutation of training that lies on right places; `validation_exact_match`, on half as many lists of the
-validation part; the same with `peer_` before it for diffsort; `parameters` of a network.
+validation part; `parameters`, learned numbers of the network and of what compares; the same with `peer_` before it
+for diffsort.
 
 Pictures: exact_match.png, over the steps; sorted.png, a test list in the order found.
 
@@ -292,7 +293,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
         result |= {f"{before}exact_match": found.exact_match, f"{before}element_wise": found.element_wise}
         result[f"{before}element_wise_sampled"] = mass
         result[f"{before}validation_exact_match"] = last[f"{name}_exact_match"]
-    result["parameters"] = sum(p.numel() for p in contenders["method"].parameters())
+        result[f"{before}parameters"] = sum(p.numel() for p in contender.parameters())
     return result
 
 
