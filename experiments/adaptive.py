@@ -125,8 +125,11 @@ class GridHypernetwork(nn.Module):
 
 
 def centres(side: int, size: tuple[int, int]) -> Float[Tensor, "n 2"]:
-    """Places of side × side positions, spread evenly over a picture of `size`, in units of its indices."""
-    axes = [(torch.arange(side) + 0.5) * each / side - 0.5 for each in size]
+    """Places of side × side positions, spread evenly over a picture of `size`, in units of its indices.
+
+    On pixels, not half way between two: there a tuple serves both, and loses by rounding if nothing moves it.
+    """
+    axes = [((torch.arange(side) + 0.5) * each / side - 0.51).round() for each in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
 
 
@@ -140,7 +143,7 @@ class Wirings:
     local_samples: int = 0
     global_samples: int = 0
     scale: float = 0.7
-    scale_end: float = 0.1
+    scale_end: float = 0.05
     emit_scales: bool = False
     codebook: int = 0
     subset: float = 1.0

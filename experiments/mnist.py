@@ -98,9 +98,9 @@ class Options(AdaptiveOptions, RunOptions):
     spread: float = 0.2
     """Deviation of the starting positions around the centre, as a share of the image's size."""
     epochs: int | None = None
-    """Passes over the training set; 30, digits 100, hyper 8."""
+    """Passes over the training set; 30, digits 100; hyper 8, digits 60."""
     batch: int | None = None
-    """Images in a batch; 256, digits 64, hyper 128."""
+    """Images in a batch; 256, hyper 128, digits 64."""
     lr: float = 1e-2
     """Learning rate of values, weights and biases."""
     mean_lr: float = 0.05
@@ -122,7 +122,7 @@ class Options(AdaptiveOptions, RunOptions):
     scale: float | None = None
     """Scale at the start, in pixels; 3/28 of the image's size if not given, hyper 0.7."""
     scale_end: float | None = None
-    """Scale when the means freeze; 0.3, hyper 0.1."""
+    """Scale when the means freeze; 0.3, hyper 0.05."""
     scheduled_scale: bool = True
     """Take the scale from start to end on a schedule; otherwise it is learned, with the end as floor."""
     freeze: float = 0.7
