@@ -41,7 +41,7 @@ def serves(points: int, *tensors: Tensor) -> bool:
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Whether the tensor's numbers lie in the memory of the CPU, under no function transform."""
+    """Whether the tensor lies in the memory of the CPU. Under function transforms, which hide it, torch draws."""
     return tensor.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 

@@ -1,5 +1,7 @@
 """Product of a weight per instance that is drawn on the way and never stored; needs numba.
 
+numba's cache on disk looks at the file of a kernel alone: after a change to `ash.jit.points`, touch this one.
+
 The points of a block of tuples, their weights and what they multiply stay in the cache: nothing of the size
 instances × tuples × points is written to memory. The backward pass draws the same points again from the seed.
 Indices are cast to unsigned ones, which numba need not check for a count from the end.
