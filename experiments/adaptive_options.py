@@ -41,7 +41,7 @@ class AdaptiveOptions:
 def own_defaults(options: Any) -> dict[str, Any]:
     """What `--model hyper` and the nets beside it take where nothing is given."""
     digits = not (options.data_dir or options.download)
-    defaults: dict[str, Any] = {"density": 0.0, "epochs": 60 if digits else 8, "batch": 64 if digits else 128}
+    defaults: dict[str, Any] = {"density": 0.0, "epochs": 60 if digits else 6, "batch": 64 if digits else 128}
     defaults |= {"kernel": "gaussian", "local_samples": 0, "scale": 0.7, "scale_end": 0.05}
     return {name: value for name, value in defaults.items() if getattr(options, name) is None}
 

@@ -98,7 +98,7 @@ class Options(AdaptiveOptions, RunOptions):
     spread: float = 0.2
     """Deviation of the starting positions around the centre, as a share of the image's size."""
     epochs: int | None = None
-    """Passes over the training set; 30, digits 100; hyper 8, digits 60."""
+    """Passes over the training set; 30, digits 100; hyper 6, digits 60."""
     batch: int | None = None
     """Images in a batch; 256, hyper 128, digits 64."""
     lr: float = 1e-2
