@@ -7,13 +7,14 @@ normal distance of --spread pixels; no position of the kernel is given. The zero
 input, so that the tuples that an output at the edge cannot use have a place to be.
 
 The gradient finds about two thirds of the entries by batch 200, and then no more: tuples pair up at one entry, stand
-half way between two, or sit with the wrong scalar, and scalars gather at the mean of two values of the kernel. The rest
-is the work of moves, which are counted: see `experiments.code_rescue`. Seeds 100 to 102: `recovered_fraction` 0.9985,
-0.9994 and 0.9997, largest `scalar_error` 0.0024, 0.0008 and 0.0005, with 3,855, 3,003 and 4,211 of the 7,056 tuples
-moved; half a minute each on one core. What it took (seeds 0 to 3): a Gaussian rather than a fat tail, and scales down to
-0.1, for the rounded error not to be ten times the sampled one; steps of the logits that shrink once moves are made, or
-they shake off what the moves have set; and giving a scalar that hardly any tuple needs to half of the tuples of another
-(without, one of nine values was missing on two seeds of three). The noise of the Gumbel-softmax did not help (`--noise`).
+half way between two, or sit with the wrong scalar, and scalars gather at the mean of two values of the kernel. The
+rest is the work of moves, which are counted: see `experiments.code_rescue`. Seeds 100 to 102: `recovered_fraction`
+0.9985, 0.9994 and 0.9997, largest `scalar_error` 0.0024, 0.0008 and 0.0005, with 3,855, 3,003 and 4,211 of the 7,056
+tuples moved; half a minute each on one core. What it took (seeds 0 to 3): a Gaussian rather than a fat tail, and
+scales down to 0.1, for the rounded error not to be ten times the sampled one; steps of the logits that shrink once
+moves are made, or they shake off what the moves have set; and giving a scalar that hardly any tuple needs to half of
+the tuples of another (without it one of nine values was missing on two seeds of three). The noise of the
+Gumbel-softmax did not help (`--noise`).
 
 Keys of summary.json: `size`, `entries` (of the convolution's matrix, at real pixels), `recovered_fraction` (share of
 them that exactly one rounded tuple holds, with the scalar that is matched to the kernel's value there, within 0.05 of
