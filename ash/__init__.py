@@ -10,13 +10,17 @@ from ash.contexts import Context
 from ash.contract import contract
 from ash.count import count
 from ash.diagnose import diagnose
+from ash.glimpses import ConvLocator, glimpse_wiring
 from ash.growth import Factors
 from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
 from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.linear import SparseLayer, SparseLinear
+from ash.losses import Reconstruction, reconstruction_loss, scale_penalty
 from ash.optim import clear_state, parameter_groups
+from ash.pairs import PairHypernetwork
 from ash.sampling import Sampling
 from ash.schedules import Anneal
+from ash.sorting import PermutationWiring, Quicksort, RankHypernetwork
 from ash.template import Admissible, Boxes, Everything, Mask, SourceBeforeTarget, Template, block_structure
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
@@ -36,6 +40,7 @@ __all__ = [
     "Codebook",
     "Context",
     "ConvHypernetwork",
+    "ConvLocator",
     "Everything",
     "Factors",
     "Gaussian",
@@ -45,6 +50,11 @@ __all__ = [
     "Kernel",
     "MLPHypernetwork",
     "Mask",
+    "PairHypernetwork",
+    "PermutationWiring",
+    "Quicksort",
+    "RankHypernetwork",
+    "Reconstruction",
     "Rescue",
     "RewireReport",
     "Sampling",
@@ -63,5 +73,8 @@ __all__ = [
     "contract",
     "count",
     "diagnose",
+    "glimpse_wiring",
     "parameter_groups",
+    "reconstruction_loss",
+    "scale_penalty",
 ]
