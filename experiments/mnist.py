@@ -34,14 +34,14 @@ rounded), `test_accuracy_at_best_validation`, `best_epoch`, `validation_accuracy
 `test_accuracy_rounded` and `test_accuracy_sampled` (points drawn as in training), and `collided`, tuples
 that end on the entry of another one.
 
+Keys of hyper and the nets beside it: `dataset`, `model`, `parameters` (learned numbers), the accuracies as above; of
+hyper and fixed `test_accuracy_rounded`, `test_accuracy_sampled`, the same of the validation set, `tuples` and
+`emitted` (numbers, for one image), `codebook`.
+
 What decides, in points of validation accuracy at 1 % (62 units; mean of seeds 0 to 2, whose noise is about
 0.1): 28 epochs rather than 14 gain 0.4, and the dense second layer makes 14 tuples a unit the right number
 (10: -0.3, 20: -0.2). Steps of the means of 0.05 and 0.1 scales are alike, 0.2 costs 0.3. Values need the rest
 of the run after the means are frozen: then it hardly matters whether scales have shrunk to 0.3 or to 1.
-
-Of hyper and the nets beside it: `dataset`, `model`, `parameters` (learned numbers), the accuracies as above; of
-hyper and fixed `test_accuracy_rounded`, `test_accuracy_sampled`, the same of the validation set, `tuples` and
-`emitted` (numbers, for one image), `codebook`.
 
 Pictures: accuracy.png; pixels.png, how many hidden units read each pixel (dense: the sum of absolute
 weights), over training; units.png, what the units of largest effect read; reading.png,
