@@ -118,9 +118,9 @@ class GridHypernetwork(nn.Module):
         b = len(features)
         if self.still:
             return self.places.expand(b, -1, self.head.out_channels // self.width, -1).flatten(1, 2)
-        if tuple(features.shape[2:]) != (self.side, self.side):
-            features = adaptive_avg_pool2d(features, self.side)
         raw: Tensor = self.head(features)
+        if tuple(features.shape[2:]) != (self.side, self.side):
+            raw = adaptive_avg_pool2d(raw, self.side)  # after the head, which has fewer channels: both are linear
         return (raw.flatten(2).transpose(1, 2).unflatten(-1, (-1, self.width)) + self.places).flatten(1, 2)
 
 
@@ -214,7 +214,7 @@ class Hyper(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, side, padding=side // 2, bias=False)
             for before, after, side in zip((channels, c1), (c1, c2), shapes.kernels, strict=True)
-        )
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what rides along lies together
         self.norms = nn.ModuleList([nn.BatchNorm2d(c1), nn.BatchNorm2d(c2)])
         self.head = nn.Linear(c2 * n2**2, classes)
 
