@@ -161,17 +161,18 @@ def classify(options: Any, images: Images, run: Run) -> dict[str, object]:
 
 @torch.no_grad()
 def draw_reading(model: adaptive.Hyper, images: Images, path: Path) -> None:
-    """Test images, and under each what the first layer reads of it: the absolute weights per pixel."""
+    """Test images, and under each what the first layer reads of it: absolute weights, as a share of the largest."""
     x = images.test_x[:SHOWN]
     model.eval()
     weight = model.wirings[0](model.trunk(model.pictures(x)))
     read = torch.zeros(len(x), math.prod(weight.in_shape), device=x.device)
     read.scatter_add_(1, weight.col_ids, weight.values.abs())
+    read /= read.amax(1, keepdim=True).clamp(min=1e-6)
     pictures = x if x.dim() == 3 else x.mean(1)
     low, high = pictures.amin((1, 2), keepdim=True), pictures.amax((1, 2), keepdim=True)
     panels = {f"image {i}": each for i, each in enumerate(((pictures - low) / (high - low)).cpu())}
     panels |= {f"read of {i}": each for i, each in enumerate(read.reshape(-1, *weight.in_shape).cpu())}
-    image_grid(panels, path, label="grey value; sum of absolute weights")
+    image_grid(panels, path, label="grey value; weight read, share of the largest")
 
 
 def summary(options: Any, images: Images, training: AdaptiveTraining) -> dict[str, object]:
