@@ -6,6 +6,16 @@ A hypernetwork looks at a down-sampled view of the image: a convolutional trunk,
 each. An output position of an adaptive layer has some index tuples; the head emits, from the features at that
 position, where in the layer's input they lie and what they are worth. Channels ride along as an extra dimension, which
 shares the weight. So the adaptive layers stand where other nets pool.
+
+What was learned on seed 0 (validation; 16,000 images, 4 epochs, noise about 0.15 points):
+- A ReLU before the adaptive layers rather than after them: 98.1 -> 98.5 %.
+- What the hypernetworks see may be small: with a view of 7 x 7 in place of 14 x 14 the net loses nothing (98.5 %),
+  while its trunk alone falls from 98.4 to 95.5 %. Detail is read at the places that the coarse view points to.
+- Rounding costs nothing where scales end small and the kernel is a Gaussian: at a scale of 0.1 pixels only tuples
+  within 0.03 of the middle between two pixels are undecided. The shares of a Student-t depend, far from the mean, on
+  ratios of distances alone: in a smaller net 97.0 % sampled were 89.2 % rounded with it, and equal with a Gaussian.
+  Nor may tuples start half way between two pixels.
+- Max-pooling in place of the adaptive layers is better still (`convnet`), as weight sharing is on pictures.
 """
 
 from __future__ import annotations
