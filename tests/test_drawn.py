@@ -222,3 +222,15 @@ def test_quantiles_are_those_of_a_normal_distribution_of_variance_one() -> None:
     assert 3.6 < float(knots[-1]) < 3.7
     assert torch.equal(knots, -knots.flip(0))
     assert torch.allclose(torch.special.ndtr(knots[1:-1]), torch.arange(1, len(low)).double() / len(low))
+
+
+@pytest.mark.parametrize("extra", [(), (2, 3)], ids=["", "channels"])
+def test_an_input_that_wants_no_gradient_gets_none_and_changes_none(extra: tuple[int, ...]) -> None:
+    draw, learned = make()
+    weight = draw(learned)
+    assert weight is not None
+    x = inputs(weight, extra)
+    g = torch.randn_like(contract(weight, x))
+    due = torch.autograd.grad(contract(weight, x), learned, g, retain_graph=True)
+    found = torch.autograd.grad(contract(weight, x.detach()), learned, g)
+    assert all(torch.equal(one, other) for one, other in zip(found, due, strict=True))

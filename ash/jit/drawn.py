@@ -69,11 +69,12 @@ class _Product(torch.autograd.Function):
             return _differentiable(ctx, grad)
         from ash.jit.fused import multiply_back
 
-        found = torch.empty_like(values), torch.empty_like(residuals), torch.zeros_like(scales), torch.zeros_like(x)
+        d_x = torch.zeros_like(x) if ctx.needs_input_grad[3] else x.new_empty(0, *x.shape[1:])  # x may be large
+        found = torch.empty_like(values), torch.empty_like(residuals), torch.zeros_like(scales), d_x
         given = ctx.plan.arguments(values, residuals, scales, anchors, x, grad)
         into = tuple(jit.arrays(*found))
         jit.run(lambda _, begin, end: multiply_back(*given, into, begin, end), jit.pieces(len(x), 1))
-        return (*found, None, None, None)
+        return (*found[:3], d_x if ctx.needs_input_grad[3] else None, None, None, None)
 
 
 def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -122,14 +122,21 @@ def _add(u, rows, cols, start, n, k, x, y):
 
 @kernel
 def _exchange(u, gain, rows, cols, start, n, k, x, grad, d_x):
-    """For the points of a block: gain = Σ over e of grad[row] · x[col], and d_x[col] += weight · grad[row]."""
+    """For the points of a block: gain = Σ over e of grad[row] · x[col], and d_x[col] += weight · grad[row].
+
+    An empty d_x is left alone: x wants no gradient.
+    """
     low = 0
     while low < n:
         b = (start + low) // k
         high = min(n, (b + 1) * k - start)
-        source, target, into = x[b], grad[b], d_x[b]
+        source, target = x[b], grad[b]
+        into = d_x[b] if len(d_x) else source
         for c in range(len(gain)):
-            if x.shape[2] == 1:
+            if not len(d_x):
+                for i in range(low, high):
+                    _gain_one(gain[c], i, target[np.uint64(rows[c, i])], source[np.uint64(cols[c, i])])
+            elif x.shape[2] == 1:
                 for i in range(low, high):
                     col, g = np.uint64(cols[c, i]), target[np.uint64(rows[c, i]), 0]
                     gain[c, i] = g * source[col, 0]
@@ -141,6 +148,15 @@ def _exchange(u, gain, rows, cols, start, n, k, x, grad, d_x):
                         into[np.uint64(cols[c, i])],
                     )  # fmt: skip
         low = high
+
+
+@kernel
+def _gain_one(gain, i, g, x):
+    """Σ over e of g · x for one point: all there is to do where x wants no gradient."""
+    product = gain.dtype.type(0)
+    for e in range(len(g)):
+        product += g[e] * x[e]
+    gain[i] = product
 
 
 @kernel
@@ -157,7 +173,7 @@ def _exchange_one(weight, gain, i, g, x, into):
 def multiply_back(plan, tuples, values, strides, fixed, law, k, x, grad, found, begin, end):
     """The gradients of `multiply` from that of y, for the instances begin … end.
 
-    `found`: those of values, residuals, scales and x; the last two are zero before.
+    `found`: those of values, residuals, scales and x; the last two are zero before, or that of x is empty: not wanted.
     """
     m, q = (1 << len(plan[0])) * plan[2][0] + plan[2][1:].sum(), len(plan[0])
     tile, rows, cols = _block(strides, m), _block(strides, m), _block(strides, m)
