@@ -119,7 +119,7 @@ class Options(RunOptions):
         check(self)
         if not self.quick:
             return self
-        return dataclasses.replace(self, epochs=min(self.epochs, 2), timing=min(self.timing, 200))
+        return dataclasses.replace(self, epochs=min(self.epochs, 2))
 
 
 def check(options: Options) -> None:
@@ -232,7 +232,7 @@ def timing(options: Options, contest: Contest, classes: int) -> dict[str, object
     if not options.timing or "glimpses" not in contest.nets:
         return {}
     sizes = (TIMED, options.timing)
-    repeats = 2 if options.quick else 20
+    repeats = 6 if options.quick else 20
     seconds = time_steps(contest, lambda size: glimpse_net(options, size, classes, 1000), sizes, repeats)
     named = {str(size): value for size, value in zip(sizes, seconds, strict=True)}
     return {"step_seconds": named, "step_ratio": seconds[1] / seconds[0]}
