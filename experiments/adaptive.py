@@ -7,6 +7,14 @@ each. An output position of an adaptive layer has some index tuples; the head em
 position, where in the layer's input they lie and what they are worth. Channels ride along as an extra dimension, which
 shares the weight. So the adaptive layers stand where other nets pool.
 
+MNIST, 6 epochs, seeds 100 to 102, test accuracy at the final epoch, 13,420 to 13,474 learned numbers each:
+
+| net | what it sees | test accuracy, % |
+|---|---|---|
+| hyper, rounded (sampled the same within 0.01) | view of 7 x 7; layers the whole image | 99.28, 99.33, 99.24 |
+| trunk | view of 7 x 7 | 97.25, 97.38, 97.26 |
+| trunk | view of 14 x 14 (`--view 2`) | 99.14, 99.18, 99.18 |
+
 What was learned on seed 0 (validation; 16,000 images, 4 epochs, noise about 0.15 points):
 - A ReLU before the adaptive layers rather than after them: 98.1 -> 98.5 %.
 - What the hypernetworks see may be small: with a view of 7 x 7 in place of 14 x 14 the net loses nothing (98.5 %),
