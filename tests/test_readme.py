@@ -25,7 +25,7 @@ def test_the_code_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture[s
 
 def test_every_command_is_an_experiment_or_a_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for name in re.findall(r"python -m experiments ([a-z]+)", README):
+    for name in re.findall(r"python -m experiments ([a-z_]+)", README):
         assert name in EXPERIMENTS
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
