@@ -76,13 +76,13 @@ class CSRPattern:
         dtype = torch.int32 if small else torch.int64
         self.shape = shape
         with _plain():
-            given = rows.to(dtype)
+            given, cols = (ids.to(dtype).contiguous() for ids in (rows, cols))  # a column of indices is not
             self.order: Tensor | None = None
             if bool((given[1:] >= given[:-1]).all()):
-                self.crow, self.col = pointers(given, shape[0]), cols.to(dtype)
+                self.crow, self.col = pointers(given, shape[0]), cols
             else:
                 self.order, self.crow = compress(given, shape[0])
-                self.col = cols.to(dtype).index_select(0, self.order)
+                self.col = cols.index_select(0, self.order)
 
     def arrange(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Values of the given entries in the order of the CSR arrays; differentiable."""

@@ -158,7 +158,11 @@ class SparseWeight:
         """A `torch_sparse.SparseTensor` (outputs × inputs, flattened), differentiable by the values."""
         whole = self.coalesce()
         return optional("torch_sparse", TORCH_SPARSE_HINT).SparseTensor(
-            row=whole.row_ids, col=whole.col_ids, value=whole.values, sparse_sizes=self.matrix_shape, is_sorted=True
+            row=whole.row_ids.contiguous(),
+            col=whole.col_ids.contiguous(),
+            value=whole.values,
+            sparse_sizes=self.matrix_shape,
+            is_sorted=True,
         )
 
     @classmethod

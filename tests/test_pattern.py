@@ -89,3 +89,16 @@ def test_index_type_is_int32_where_everything_fits(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pattern, "INT32_MAX", 4)
     wide = CSRPattern(row, col, (5, 4))
     assert [t.dtype for t in (wide.crow, wide.col, wide.row, *wide.transposed)] == [torch.int64] * 6
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_index_arrays_are_contiguous_whatever_they_are_made_of(monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+    """Positions of a matrix are columns of its indices, and lie apart in memory."""
+    if not small:
+        monkeypatch.setattr(pattern, "INT32_MAX", 0)
+    for indices in (torch.tensor([[0, 3], [1, 1], [2, 0]]), torch.tensor([[2, 3], [1, 1], [0, 0]])):
+        rows, cols = ravel(indices[:, :1], (3,)), ravel(indices[:, 1:], (4,))
+        found = CSRPattern(rows, cols, (3, 4))
+        assert found.col.is_contiguous() and found.crow.is_contiguous() and found.row.is_contiguous()
+        dense = torch.sparse_csr_tensor(found.crow, found.col, torch.ones(3), (3, 4)).to_dense()
+        assert dense.nonzero().tolist() == sorted(indices.tolist())
