@@ -12,8 +12,25 @@ MNIST, 6 epochs, seeds 100 to 102, test accuracy at the final epoch, 13,420 to 1
 | net | what it sees | test accuracy, % |
 |---|---|---|
 | hyper, rounded (sampled the same within 0.01) | view of 7 x 7; layers the whole image | 99.28, 99.33, 99.24 |
+| hyper `--codebook 15` (seed 100 alone), rounded | view of 7 x 7; layers the whole image | 99.30 |
 | trunk | view of 7 x 7 | 97.25, 97.38, 97.26 |
 | trunk | view of 14 x 14 (`--view 2`) | 99.14, 99.18, 99.18 |
+
+The tricks of the blog, `--train-images 12000 --epochs 2`, seed 0, validation accuracy in % (noise about 0.2):
+
+| what | rounded | sampled |
+|---|---|---|
+| hyper as it is | 97.3 | 97.3 |
+| `--model fixed`: nothing emitted | 97.2 | 97.2 |
+| `--reconstruction 0.01` | 97.4 | 97.5 |
+| `--pretrain 1`, in place of the first epoch | 88.6 | 88.6 |
+| `--subset 0.5` | 97.4 | 97.5 |
+| `--kernel student_t` (fat tail) | 97.3 | 97.5 |
+| `--scales emitted` with the end of the schedule as floor | 97.3 | 97.7 |
+| the same with `--scale-penalty 0.1` | 97.2 | 97.7 |
+
+So early in training what is emitted, and most tricks, hardly matter here; pre-training costs more than it gives; and
+what is not on a schedule, or has a fat tail, loses 0.2 to 0.4 points by rounding.
 
 What was learned on seed 0 (validation; 16,000 images, 4 epochs, noise about 0.15 points):
 - A ReLU before the adaptive layers rather than after them: 98.1 -> 98.5 %.

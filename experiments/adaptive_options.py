@@ -25,7 +25,7 @@ class AdaptiveOptions:
     reconstruction: float = 0.0
     """Weight in the loss of each adaptive layer's reconstruction of its input; the blog takes 0.01."""
     pretrain: float = 0.0
-    """Epochs before the others in which each layer in turn learns to reconstruct its input."""
+    """The first epochs of the run, in which each layer in turn learns to reconstruct its input and nothing else."""
     scales: Literal["scheduled", "emitted"] = "scheduled"
     """Take all scales from start to end on a schedule, or emit them, with the end as floor."""
     scale_penalty: float = 0.0
