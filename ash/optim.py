@@ -79,9 +79,13 @@ def _kinds(model: nn.Module) -> Iterable[tuple[str, list[nn.Parameter]]]:
 def clear_state(optimizer: torch.optim.Optimizer, module: nn.Module, rows: Int64[Tensor, " j"]) -> None:
     """Zero the optimizer's state of the given tuples in all of a wiring's parameters (momenta, second moments).
 
-    Every state tensor of a parameter's own shape counts as a state per entry; step counts stay.
+    Every state tensor of a parameter's own shape counts as a state per entry; step counts stay, and so does the
+    state of a codebook's scalars, which belong to no tuple.
     """
+    shared = {id(each.scalars) for each in module.modules() if isinstance(each, Codebook)}
     for parameter in module.parameters():
+        if id(parameter) in shared:
+            continue
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value[rows] = 0.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ash import Anneal, Codebook, Factors, GaussianWiring, SparseLinear, UserError
+from ash import Anneal, Codebook, Factors, GaussianWiring, Sampling, SparseLinear, UserError, clear_state
 
 
 def drawn(codebook: Codebook, logits: Tensor, seed: int = 0, step: int = 0) -> Tensor:
@@ -88,6 +88,31 @@ def test_a_frozen_wiring_goes_on_choosing() -> None:
     one.values.square().sum().backward()
     assert wiring.codes is not None
     assert wiring.codes.grad is not None
+
+
+def test_the_state_of_moved_tuples_is_cleared_and_that_of_the_scalars_stays() -> None:
+    layer = SparseLinear(8, 8, wiring=lambda o, i: GaussianWiring(o, i, 12, values=Codebook(4)))
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    layer(torch.randn(16, 8)).sub(1).square().sum().backward()
+    optimizer.step()
+    clear_state(optimizer, layer.wiring, torch.tensor([3, 11]))
+    state = optimizer.state[layer.wiring.codes]["exp_avg"]
+    assert (state[[3, 11]] == 0).all()
+    assert (state[:3] != 0).any()
+    assert (optimizer.state[layer.wiring.codebook.scalars]["exp_avg"] != 0).any()
+
+
+def test_proposals_are_large_in_either_direction() -> None:
+    options = {"values": Codebook(3), "sampling": Sampling(guided_samples=1)}
+    layer = SparseLinear(6, 6, False, wiring=lambda o, i: GaussianWiring(o, i, 4, **options))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3)
+    x = torch.eye(6)
+    y = layer(x)
+    gradient = 2 * y.detach() + torch.zeros(6, 6).index_put((torch.tensor([2]), torch.tensor([5])), torch.tensor(50.0))
+    y.backward(gradient)  # more weight from input 2 to output 5 would raise the loss
+    optimizer.step()
+    layer.wiring.settle()
+    assert [5, 2] in layer.wiring.search.proposals.tolist()
 
 
 def test_one_codebook_for_two_wirings() -> None:

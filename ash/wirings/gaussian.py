@@ -205,7 +205,8 @@ class GaussianWiring(StochasticWiring):
         self.log_scale.sub_(self.scale_decay)
         self._clamp_scales()
         self.means.settle(self.log_scale.exp())
-        self.search.settle(self.admissible, "largest" if self.learned_values else "negative")
+        signed = self.learned_values or self.codebook is not None
+        self.search.settle(self.admissible, "largest" if signed else "negative")
         self._mark_settled()
 
     def _owns_parameters(self) -> bool:
