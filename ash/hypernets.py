@@ -197,6 +197,17 @@ class SetBlock(nn.Module):
         return y
 
 
+def set_sizes(in_shape: Sequence[int], k: int) -> tuple[int, int]:
+    """(n, f), elements and features of a set of shape `(n,)` or `(n, f)` for which k tuples are emitted.
+
+    Raises `UserError` for other shapes, and where k is no multiple of n.
+    """
+    sizes = shape("in_shape", in_shape)
+    require(len(sizes) <= 2, f"a set of shape {sizes}; expected (n,) numbers, or (n, f): n elements of f features.")
+    require(k % sizes[0] == 0, f"k={k} tuples for {sizes[0]} elements; expected a multiple.")
+    return sizes[0], sizes[1] if len(sizes) == 2 else 1
+
+
 class SetHypernetwork(nn.Module):
     """A small set transformer: permutation-equivariant, with one group of tuples for each element.
 
@@ -227,10 +238,7 @@ class SetHypernetwork(nn.Module):
         gain: float = 0.1,
     ):
         super().__init__()
-        sizes = shape("in_shape", in_shape)
-        require(len(sizes) <= 2, f"a set of shape {sizes}; expected (n,) numbers, or (n, f): n elements of f features.")
-        self.groups, self.features = sizes[0], sizes[1] if len(sizes) == 2 else 1
-        require(k % self.groups == 0, f"k={k} tuples for {self.groups} elements; expected a multiple.")
+        self.groups, self.features = set_sizes(in_shape, k)
         require(dim % heads == 0, f"dim={dim} for {heads} heads; expected a multiple.")
         self.k, self.width = k, width
         self.embed = nn.Linear(self.features, dim)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ash.checks import positive, require, shape
-from ash.hypernets import SmallLinear
+from ash.checks import positive, require
+from ash.hypernets import SmallLinear, set_sizes
 
 
 class SharpLinear(nn.Module):
@@ -91,11 +91,8 @@ class PairHypernetwork(nn.Module):
         gain: float = 0.1,
     ):
         super().__init__()
-        sizes = shape("in_shape", in_shape)
-        require(len(sizes) <= 2, f"a set of shape {sizes}; expected (n,) numbers, or (n, f): n elements of f features.")
         require(hidden >= 1, f"hidden={hidden}; expected at least 1 unit.")
-        self.groups, self.features = sizes[0], sizes[1] if len(sizes) == 2 else 1
-        require(k % self.groups == 0, f"k={k} tuples for {self.groups} elements; expected a multiple.")
+        self.groups, self.features = set_sizes(in_shape, k)
         self.k, self.width = k, width
         self.pair = SharpLinear(2 * self.features, hidden, gain=sharpness, centre=centre)
         self.head = SmallLinear(hidden, k // self.groups * width, gain)

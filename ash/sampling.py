@@ -94,7 +94,7 @@ def sample_points(
     columns of proposals and of tuples) a tuple gets proposals of its own group only. `kept` are the points that
     the tuples have kept.
 
-    Large draws on the CPU run in compiled kernels, which make other points of the same distribution.
+    Large draws on the CPU run in compiled kernels, which make other points; there local ones lie within 3.6 σ.
     """
     m = plan.points(len(sizes))
     if sizes and max(sizes) <= LARGEST and jit.serves(tuples.values.numel() * m, tuples.residuals):
