@@ -36,7 +36,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from ash import Anneal, Codebook, Context, Factors, GaussianWiring, Sampling, SparseLayer, Template
+from ash import Anneal, Codebook, Context, Factors, GaussianWiring, Sampling, SparseLayer, Template, clear_state
 from ash.checks import positive, require
 from ash.plot import curves, image_grid
 from experiments.code_rescue import CodeRescue
@@ -161,10 +161,7 @@ class Learner:
         report = self.wiring.rewire(Factors(x, error / len(x)), self.rescue)
         recoded, split = self.rescue.recoded
         rows = torch.cat([report.moved, recoded, split])
-        for parameter in self.learned[:3]:
-            for value in self.optimizer.state[parameter].values():
-                if value.shape == parameter.shape:
-                    value[rows] = 0.0
+        clear_state(self.optimizer, self.wiring, rows)
         if len(split):
             self.optimizer.state[self.learned[3]]["exp_avg"].zero_()
 
