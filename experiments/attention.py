@@ -104,7 +104,7 @@ class Options(RunOptions):
     """Weight of the locator's own loss; 0: the classes of the glimpses alone teach it."""
     redraw: bool = True
     """New places and other clutter for the training digits in every epoch."""
-    epochs: int = 6
+    epochs: int = 8
     """Passes over the training part, for each net."""
     batch: int = 64
     """Canvases in a batch."""
