@@ -20,8 +20,9 @@ def version() -> str:
     return found.group(1)
 
 
-PLOT = ["matplotlib>=3.8", "pillow>=10"]
-EXPERIMENTS = [*PLOT, "tyro>=0.9", "tqdm>=4.66", "scikit-learn>=1.4", "pooch>=1.8", "safetensors>=0.4.3"]
+PLOT = ["matplotlib>=3.8", "pillow>=10", "networkx>=3.2"]
+ODE = ["torchdiffeq>=0.2.4"]
+EXPERIMENTS = [*PLOT, *ODE, "tyro>=0.9", "tqdm>=4.66", "scikit-learn>=1.4", "pooch>=1.8", "safetensors>=0.4.3"]
 FAST = ["numba>=0.60"]
 PEERS = ["diffsort>=0.2"]
 TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.20"]
@@ -47,6 +48,8 @@ setup(
     install_requires=["torch>=2.11", "numpy>=1.26", "scipy>=1.11", "jaxtyping>=0.3"],
     extras_require={
         "plot": PLOT,
+        # Node graphs in continuous time.
+        "ode": ODE,
         "experiments": EXPERIMENTS,
         # Both are compiled from source against the installed torch: pip install --no-build-isolation
         "torch-sparse": ["torch-scatter>=2.1.2", "torch-sparse>=0.6.18"],

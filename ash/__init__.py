@@ -11,7 +11,7 @@ from ash.contract import contract
 from ash.count import count
 from ash.diagnose import diagnose
 from ash.glimpses import ConvLocator, glimpse_wiring
-from ash.growth import Factors
+from ash.growth import DenseGradient, Factors, Score
 from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
 from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.linear import SparseLayer, SparseLinear
@@ -41,6 +41,7 @@ __all__ = [
     "Context",
     "ConvHypernetwork",
     "ConvLocator",
+    "DenseGradient",
     "Everything",
     "Factors",
     "Gaussian",
@@ -58,6 +59,7 @@ __all__ = [
     "Rescue",
     "RewireReport",
     "Sampling",
+    "Score",
     "SetHypernetwork",
     "SourceBeforeTarget",
     "SparseLayer",

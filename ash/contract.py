@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,7 +27,7 @@ def contract(weight: SparseWeight, x: Float[Tensor, "..."], backend: str = "auto
             (the oracle) and `"torch"`.
 
     Returns:
-        `(b, *out_shape, *extra)`. Exact gradients reach `weight.values` and `x`.
+        `(b, *out_shape, *extra)`. Exact gradients reach `weight.values` (or `weight.candidate`) and `x`.
 
     Raises:
         UserError: shapes that do not fit, an unknown or unavailable backend.
@@ -47,11 +49,37 @@ def _shared(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     rows, cols = weight.matrix_shape
     name = choose_backend(rows, cols, weight.values.numel()) if backend == "auto" else backend
     b, _, e = x.shape
-    multiply = get_backend(name).matmul
     if e == 1:
-        return multiply(weight, x.reshape(b, cols).t()).t().contiguous().unsqueeze(-1)
-    y = multiply(weight, x.transpose(0, 1).reshape(cols, b * e))
+        return _multiply(weight, x.reshape(b, cols).t(), name).t().contiguous().unsqueeze(-1)
+    y = _multiply(weight, x.transpose(0, 1).reshape(cols, b * e), name)
     return y.reshape(rows, b, e).transpose(0, 1)
+
+
+def _multiply(weight: SparseWeight, x: Tensor, name: str) -> Tensor:
+    """(i, e) -> (o, e) by a backend; a candidate tensor receives the weight's whole gradient."""
+    multiply = get_backend(name).matmul
+    if weight.candidate is None or not weight.candidate.requires_grad:
+        return multiply(weight, x)
+    y = multiply(replace(weight, values=weight.values.detach(), candidate=None), x)
+    through: Tensor = _Candidate.apply(y, weight.candidate, x)
+    return through
+
+
+class _Candidate(torch.autograd.Function):
+    """y = W · x as it is; backward g · xᵀ to the tensor of which W is a selection. What y does to x stays."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, candidate: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.like = candidate
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        wide = torch.promote_types(grad.dtype, ctx.like.dtype)
+        whole = (grad.to(wide) @ x.to(wide).t()).reshape(ctx.like.shape).to(ctx.like.dtype)
+        return grad, whole, None
 
 
 def _per_instance(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:

@@ -36,8 +36,9 @@ class DrawnWeight(SparseWeight):
         in_shape: tuple[int, ...],
         plan: Plan,
     ):
-        given = {"tuples": tuples, "template": template, "fixed": fixed, "plan": plan, "cached_pattern": None}
-        for name, value in {**given, "out_shape": out_shape, "in_shape": in_shape}.items():
+        given = {"tuples": tuples, "template": template, "fixed": fixed, "plan": plan}
+        absent = {"cached_pattern": None, "candidate": None}
+        for name, value in {**given, **absent, "out_shape": out_shape, "in_shape": in_shape}.items():
             object.__setattr__(self, name, value)
 
     tuples: IndexTuples

@@ -1,7 +1,8 @@
-"""`Factors`: a gradient of W as a sum of outer products, and its largest entries, found block by block."""
+"""Scores: the gradient of a loss by a weight tensor, in factors or dense, and its largest entries."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -18,42 +19,40 @@ BLOCK = 1 << 20
 _KEYS = {"largest": torch.abs, "positive": lambda g: g, "negative": torch.neg}
 
 
-class Factors:
-    """The gradient of a loss by a weight tensor, dL/dW = Σ_b g_b ⊗ x_b, without the tensor.
+class Score(ABC):
+    """The gradient of a loss by a weight tensor, by which entries are dropped and grown.
 
-    Args:
-        x: `(b, *in_shape)`, inputs.
-        g: `(b, *out_shape)`, gradients of the loss by the outputs.
+    Attributes:
+        out_shape, in_shape: the two halves of the weight tensor's shape.
     """
 
-    def __init__(self, x: Float[Tensor, " b *in_shape"], g: Float[Tensor, " b *out_shape"]):
-        require(x.shape[0] == g.shape[0], f"{x.shape[0]} inputs and {g.shape[0]} gradients; expected as many.")
-        self.in_shape, self.out_shape = tuple(x.shape[1:]), tuple(g.shape[1:])
-        self.x, self.g = x.detach().flatten(1), g.detach().flatten(1)
+    out_shape: tuple[int, ...]
+    in_shape: tuple[int, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight tensor, output dimensions first."""
         return (*self.out_shape, *self.in_shape)
 
-    def __add__(self, other: Factors) -> Factors:
-        """The sum of two gradients: their factors, concatenated (accumulation over micro-batches)."""
-        require(self.shape == other.shape, f"gradients of shapes {self.shape} and {other.shape}; expected the same.")
-        x, g = torch.cat([self.x, other.x]), torch.cat([self.g, other.g])
-        return Factors(x.unflatten(1, self.in_shape), g.unflatten(1, self.out_shape))
+    @abstractmethod
+    def __add__(self, other: Score) -> Score:
+        """Required. The sum of two gradients of the same kind and shape."""
 
+    @abstractmethod
+    def scaled(self, by: float) -> Score:
+        """Required. The gradient times a number."""
+
+    @abstractmethod
     def dense(self) -> Float[Tensor, "..."]:
-        """The gradient itself, `(*out_shape, *in_shape)`."""
-        return (self.g.t() @ self.x).reshape(self.shape)
+        """Required. The gradient itself, `(*out_shape, *in_shape)`."""
 
+    @abstractmethod
     def at(self, indices: Int64[Tensor, "n r"]) -> Float[Tensor, " n"]:
-        """The gradient at some entries, from b numbers each."""
-        r = len(self.out_shape)
-        rows, cols = ravel(indices[:, :r], self.out_shape), ravel(indices[:, r:], self.in_shape)
-        gt, xt = self.g.t().contiguous(), self.x.t().contiguous()
-        step = max(1, BLOCK // max(1, self.x.shape[0]))
-        parts = [(gt[i] * xt[j]).sum(-1) for i, j in zip(rows.split(step), cols.split(step), strict=True)]
-        return torch.cat(parts) if parts else self.x.new_zeros(0)
+        """Required. The gradient at some entries."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Required. (first flattened position, some of the gradient from there on), all of it once, in order."""
 
     def top(
         self,
@@ -75,22 +74,69 @@ class Factors:
         positive("n", n)
         key = choose("order", by, _KEYS)
         gone = None if exclude is None else exclude.unique()
-        best = self.x.new_zeros(0)
-        ids = torch.zeros(0, dtype=torch.int64, device=self.x.device)
-        for start, block in self._blocks():
+        best = ids = None
+        for start, block in self.blocks():
             score = key(block).flatten()
+            if best is None or ids is None:
+                best, ids = score.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=score.device)
             self._bar(score, start, gone, admissible)
             found = _promising(score, n, best[-1] if len(best) == n else None)
             best = torch.cat([best, score[found]])
             ids = torch.cat([ids, found + start])
             best, order = torch.topk(best, min(n, len(best)))
             ids = ids[order]
+        assert best is not None and ids is not None  # no weight tensor is empty
         keep = best > -torch.inf
         indices = unravel(ids[keep], self.shape)
         return indices, self.at(indices)
 
-    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(first flattened position, some rows of the gradient)."""
+    def _bar(self, score: Tensor, start: int, gone: Tensor | None, admissible: Admissible | None) -> None:
+        """Take the entries that do not count out of one block of scores."""
+        if gone is not None:
+            low, high = torch.searchsorted(gone, torch.tensor([start, start + len(score)], device=gone.device))
+            score[gone[int(low) : int(high)] - start] = -torch.inf
+        if admissible is not None and not admissible.everything:
+            ids = torch.arange(start, start + len(score), device=score.device)
+            score[~admissible.contains(unravel(ids, self.shape))] = -torch.inf
+
+
+class Factors(Score):
+    """The gradient of a loss by a weight tensor, dL/dW = Σ_b g_b ⊗ x_b, without the tensor.
+
+    Args:
+        x: `(b, *in_shape)`, inputs.
+        g: `(b, *out_shape)`, gradients of the loss by the outputs.
+    """
+
+    def __init__(self, x: Float[Tensor, " b *in_shape"], g: Float[Tensor, " b *out_shape"]):
+        require(x.shape[0] == g.shape[0], f"{x.shape[0]} inputs and {g.shape[0]} gradients; expected as many.")
+        self.in_shape, self.out_shape = tuple(x.shape[1:]), tuple(g.shape[1:])
+        self.x, self.g = x.detach().flatten(1), g.detach().flatten(1)
+
+    def __add__(self, other: Score) -> Factors:
+        """The sum of two gradients: their factors, concatenated (accumulation over micro-batches)."""
+        same_kind(self, other)
+        assert isinstance(other, Factors)
+        x, g = torch.cat([self.x, other.x]), torch.cat([self.g, other.g])
+        return Factors(x.unflatten(1, self.in_shape), g.unflatten(1, self.out_shape))
+
+    def scaled(self, by: float) -> Factors:
+        return Factors(self.x.unflatten(1, self.in_shape), (self.g * by).unflatten(1, self.out_shape))
+
+    def dense(self) -> Float[Tensor, "..."]:
+        """The gradient itself, `(*out_shape, *in_shape)`."""
+        return (self.g.t() @ self.x).reshape(self.shape)
+
+    def at(self, indices: Int64[Tensor, "n r"]) -> Float[Tensor, " n"]:
+        """The gradient at some entries, from b numbers each."""
+        r = len(self.out_shape)
+        rows, cols = ravel(indices[:, :r], self.out_shape), ravel(indices[:, r:], self.in_shape)
+        gt, xt = self.g.t().contiguous(), self.x.t().contiguous()
+        step = max(1, BLOCK // max(1, self.x.shape[0]))
+        parts = [(gt[i] * xt[j]).sum(-1) for i, j in zip(rows.split(step), cols.split(step), strict=True)]
+        return torch.cat(parts) if parts else self.x.new_zeros(0)
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
         width = self.x.shape[1]
         step = max(1, BLOCK // max(1, width))
         gt = self.g.t()
@@ -102,14 +148,49 @@ class Factors:
             for col in range(0, width, BLOCK):
                 yield row * width + col, rows @ self.x[:, col : col + BLOCK]
 
-    def _bar(self, score: Tensor, start: int, gone: Tensor | None, admissible: Admissible | None) -> None:
-        """Take the entries that do not count out of one block of scores."""
-        if gone is not None:
-            low, high = torch.searchsorted(gone, torch.tensor([start, start + len(score)], device=gone.device))
-            score[gone[int(low) : int(high)] - start] = -torch.inf
-        if admissible is not None and not admissible.everything:
-            ids = torch.arange(start, start + len(score), device=score.device)
-            score[~admissible.contains(unravel(ids, self.shape))] = -torch.inf
+
+class DenseGradient(Score):
+    """The gradient of a weight tensor that is small enough to be held, as hosts that make one hand it over.
+
+    Args:
+        gradient: `(*out_shape, *in_shape)`. out_rank: how many of its dimensions are outputs.
+    """
+
+    def __init__(self, gradient: Float[Tensor, "..."], out_rank: int):
+        sizes = tuple(gradient.shape)
+        self.out_shape, self.in_shape = sizes[:out_rank], sizes[out_rank:]
+        self.gradient = gradient.detach()
+
+    def __add__(self, other: Score) -> DenseGradient:
+        """The sum of two gradients."""
+        same_kind(self, other)
+        assert isinstance(other, DenseGradient)
+        return DenseGradient(self.gradient + other.gradient, len(self.out_shape))
+
+    def scaled(self, by: float) -> DenseGradient:
+        return DenseGradient(self.gradient * by, len(self.out_shape))
+
+    def dense(self) -> Float[Tensor, "..."]:
+        """The gradient itself."""
+        return self.gradient
+
+    def at(self, indices: Int64[Tensor, "n r"]) -> Float[Tensor, " n"]:
+        """The gradient at some entries."""
+        return self.gradient[tuple(indices.unbind(-1))]
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        for number, block in enumerate(self.gradient.flatten().split(BLOCK)):
+            yield number * BLOCK, block.clone()  # a search writes to it
+
+
+def same_kind(one: Score, other: Score) -> None:
+    """Raise `UserError` unless two scores are of one kind and of the same weight."""
+    fits = type(one) is type(other) and (one.out_shape, one.in_shape) == (other.out_shape, other.in_shape)
+    require(
+        fits,
+        f"{type(one).__name__} of a weight {one.out_shape} x {one.in_shape} and {type(other).__name__} of "
+        f"{other.out_shape} x {other.in_shape}; expected gradients of one weight, from one host.",
+    )
 
 
 def _promising(score: Tensor, n: int, bar: Tensor | None) -> Tensor:

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 
+class StraightThrough(torch.autograd.Function):
+    """A dense tensor made of some entries of a candidate tensor, which receives the whole gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, selected: Tensor, candidate: Tensor) -> Tensor:
+        return selected.view_as(selected)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
 @dataclass(frozen=True, eq=False)
 class SparseWeight:
     """n stored entries of a weight tensor of rank r; entries at the same position add up.
@@ -26,6 +38,9 @@ class SparseWeight:
         indices: `(n, r)` or, with a weight per instance, `(b, n, r)`, int64; output columns first.
         values: `(n,)` or `(b, n)`; gradients pass through them only.
         out_shape, in_shape: the two halves of the tensor's shape.
+        candidate: `(*out_shape, *in_shape)`, a dense tensor of which the entries are a selection. Where there is one,
+            it receives the whole gradient of the weight, also at entries that do not exist ("to but not through"),
+            and `values` receive none. Shared weights only.
 
     Raises `UserError` where the parts do not fit. Positions are not checked against the shape, which
     would slow every step; `check()` does it.
@@ -36,6 +51,7 @@ class SparseWeight:
     out_shape: tuple[int, ...]
     in_shape: tuple[int, ...]
     cached_pattern: CSRPattern | None = field(default=None, repr=False)
+    candidate: Float[Tensor, "..."] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         r = len(self.out_shape) + len(self.in_shape)
@@ -43,6 +59,11 @@ class SparseWeight:
             self.indices.shape == (*self.values.shape, r) and self.values.dim() in (1, 2),
             f"indices {tuple(self.indices.shape)} and values {tuple(self.values.shape)} for a weight tensor of rank "
             f"{r}; expected (n, {r}) and (n,), or (b, n, {r}) and (b, n).",
+        )
+        require(
+            self.candidate is None or (self.candidate.shape == self.shape and not self.per_instance),
+            f"a candidate tensor for a {'weight per instance' if self.per_instance else 'weight'} of shape "
+            f"{self.shape}; expected one of that shape, for a shared weight.",
         )
 
     @property
@@ -97,7 +118,9 @@ class SparseWeight:
         """The tensor with outputs and inputs exchanged."""
         r = len(self.out_shape)
         indices = torch.cat([self.indices[..., r:], self.indices[..., :r]], dim=-1)
-        return SparseWeight(indices, self.values, self.in_shape, self.out_shape)
+        order = (*range(r, len(self.shape)), *range(r))
+        candidate = None if self.candidate is None else self.candidate.permute(order)
+        return SparseWeight(indices, self.values, self.in_shape, self.out_shape, None, candidate)
 
     def coalesce(self) -> SparseWeight:
         """The same tensor with every position stored once, in C order (shared weights only)."""
@@ -118,10 +141,16 @@ class SparseWeight:
         keep = ((first >= start) & (first < stop)).nonzero().squeeze(-1)
         indices = self.indices[keep].clone()
         indices[:, 0] -= start
-        return SparseWeight(indices, self.values[keep], (stop - start, *self.out_shape[1:]), self.in_shape)
+        candidate = None if self.candidate is None else self.candidate[start:stop]
+        shape = (stop - start, *self.out_shape[1:])
+        return SparseWeight(indices, self.values[keep], shape, self.in_shape, None, candidate)
 
     def to_dense(self) -> Float[Tensor, "..."]:
         """The tensor itself, `(*out_shape, *in_shape)`, with a leading b for a weight per instance."""
+        if self.candidate is not None:
+            plain = replace(self, values=self.values.detach(), candidate=None)
+            dense: Tensor = StraightThrough.apply(plain.to_dense(), self.candidate)
+            return dense
         batch = self.values.shape[:-1]
         size = math.prod(self.shape)
         ids = ravel(self.indices, self.shape)

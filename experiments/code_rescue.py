@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ash import Factors, GaussianWiring, Rescue, RewireReport
+from ash import Factors, GaussianWiring, Rescue, RewireReport, Score
 
 SURE = 3.0
 """Logit of a scalar that was chosen by a move; the others start at 0."""
@@ -80,7 +80,8 @@ class CodeRescue(Rescue):
     counts: dict[str, int] = field(default_factory=dict, compare=False)
     recoded: list[Tensor] = field(default_factory=list, compare=False)
 
-    def __call__(self, wiring: GaussianWiring, score: Factors) -> RewireReport:
+    def __call__(self, wiring: GaussianWiring, score: Score) -> RewireReport:
+        assert isinstance(score, Factors)
         sight = look(wiring, score)
         moved = self._take_elsewhere(wiring, sight)
         settled = torch.ones_like(sight.spare)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ash import Factors, Mask, SourceBeforeTarget, UserError, growth
+from ash import DenseGradient, Factors, Mask, SourceBeforeTarget, UserError, growth
 from ash.pattern import ravel, unravel
 
 SHAPES = [((5,), (7,)), ((2, 3), (4,)), ((3,), (2, 1, 3)), ((1,), (1,)), ((1,), (30,)), ((30,), (1,))]
@@ -146,7 +146,7 @@ def test_bad_factors() -> None:
         make((2,), (2,)).top(1, by="biggest")
     with pytest.raises(UserError, match="n=0"):
         make((2,), (2,)).top(0)
-    with pytest.raises(UserError, match="expected the same"):
+    with pytest.raises(UserError, match="expected gradients of one weight"):
         _ = make((2,), (2,)) + make((2,), (3,))
 
 
@@ -163,3 +163,35 @@ def test_top_of_a_larger_gradient_with_ties(monkeypatch: pytest.MonkeyPatch, blo
     ids = ravel(indices, (200, 150))
     assert len(ids.unique()) == n
     assert not torch.isin(ids, exclude).any()
+
+
+# --- a gradient that is held -----------------------------------------------------------------------------
+
+
+def test_a_dense_gradient_answers_as_its_factors_do() -> None:
+    factors = make((3, 2), (2, 4))
+    dense = DenseGradient(factors.dense(), 2)
+    assert (dense.out_shape, dense.in_shape) == ((3, 2), (2, 4))
+    places, values = factors.top(7, exclude=torch.arange(9))
+    found, at = dense.top(7, exclude=torch.arange(9))
+    assert torch.equal(places, found) and torch.allclose(values, at)
+    assert torch.allclose(dense.at(places), values)
+    assert torch.allclose((dense + dense).dense(), 2 * factors.dense())
+    assert torch.allclose(dense.scaled(0.5).dense(), factors.scaled(0.5).dense())
+
+
+@pytest.mark.parametrize("by", ["largest", "positive", "negative"])
+def test_a_search_leaves_a_dense_gradient_as_it_is(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "BLOCK", 5)
+    gradient = torch.randn(4, 6)
+    kept = gradient.clone()
+    found, _ = DenseGradient(gradient, 1).top(30, exclude=torch.arange(3), by=by)
+    assert torch.equal(gradient, kept)
+    assert len(found) == 21
+
+
+def test_gradients_of_two_kinds_or_weights_do_not_add() -> None:
+    with pytest.raises(UserError, match="of one weight, from one host"):
+        make((2,), (3,)) + DenseGradient(torch.zeros(2, 3), 1)
+    with pytest.raises(UserError, match=r"Factors of a weight \(2,\) x \(3,\)"):
+        make((2,), (3,)) + make((3,), (2,))

@@ -105,7 +105,7 @@ class SparseLayer(nn.Module):
             check_finite(x, self)
         weight = self.wiring(x if condition is None else condition)
         y = contract(weight, x, self.backend)
-        if self.wiring.wants_factors and y.requires_grad:
+        if self.wiring.wants_factors and y.requires_grad and not weight.per_instance:
             self._watch(x, y)
         if self.bias is None:
             return y

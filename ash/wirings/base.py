@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from ash.checks import UserError, require, shape
-from ash.growth import Factors
+from ash.growth import Score
 from ash.pattern import check_ravel
 from ash.template import Admissible, Everything
 from ash.weight import SparseWeight
@@ -43,6 +43,10 @@ class Wiring(nn.Module, ABC):
     admissible set that leaves no entry or is made for another shape.
     """
 
+    collecting: bool
+    """Whether gradients are to be added up for the next rewiring; what drives the rewiring says so."""
+    _collected: Score | None
+
     inference_tensors: ClassVar[tuple[str, ...]] = ("values",)
     """Names of the parameters and buffers of the inference form; training holds the others besides."""
 
@@ -50,6 +54,7 @@ class Wiring(nn.Module, ABC):
         self, out_shape: int | Sequence[int], in_shape: int | Sequence[int], admissible: Admissible | None = None
     ):
         super().__init__()
+        self.collecting, self._collected = False, None
         self.out_shape = shape("out_shape", out_shape)
         self.in_shape = shape("in_shape", in_shape)
         check_ravel(self.shape)
@@ -93,14 +98,20 @@ class Wiring(nn.Module, ABC):
 
     @property
     def wants_factors(self) -> bool:
-        """Whether the host is to hand over the factors of the weight's gradient after each backward pass."""
-        return False
+        """Whether the host is to hand over the weight's gradient after each backward pass: while `collecting`."""
+        return self.collecting and self.training
 
-    def observe(self, factors: Factors) -> None:
-        """Receive the factors of the gradient of the batch that has just been through; default: ignore them."""
-        return
+    def observe(self, score: Score) -> None:
+        """Receive the gradient of the batch that has just been through; default: while `collecting`, add it up."""
+        if self.collecting:
+            self._collected = score if self._collected is None else self._collected + score
 
-    def rewire(self, score: Factors) -> RewireReport:
+    def collected(self) -> Score | None:
+        """The sum of what was observed while `collecting`, given once; None where there was nothing."""
+        score, self._collected = self._collected, None
+        return score
+
+    def rewire(self, score: Score) -> RewireReport:
         """Move entries, led by the gradient of the loss by the weight tensor; default: nothing changes."""
         return RewireReport(moved=torch.zeros(0, dtype=torch.int64))
 

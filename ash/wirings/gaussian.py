@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ash.checks import choose, positive, require
 from ash.codebook import Codebook
 from ash.contexts import Context
-from ash.growth import Factors
+from ash.growth import Score
 from ash.kernels import Kernel
 from ash.means import get_means
 from ash.pattern import CSRPattern, ravel
@@ -295,14 +295,16 @@ class GaussianWiring(StochasticWiring):
 
     @property
     def wants_factors(self) -> bool:
-        return self.training and self.search.guides and not bool(self.frozen)
+        return super().wants_factors or (self.training and self.search.guides and not bool(self.frozen))
 
-    def observe(self, factors: Factors) -> None:
+    def observe(self, score: Score) -> None:
         """Where the loss asks for weight, the next step's guided samples will look."""
-        self.search.observe(factors)
+        super().observe(score)
+        if self.search.guides:
+            self.search.observe(score)
 
     @torch.no_grad()
-    def rewire(self, score: Factors, rescue: Rescue | None = None) -> RewireReport:
+    def rewire(self, score: Score, rescue: Rescue | None = None) -> RewireReport:
         """Merge tuples that share an entry, and move idle ones to where the gradient is largest (`Rescue`)."""
         self.settle()
         report = (Rescue() if rescue is None else rescue)(self, score)

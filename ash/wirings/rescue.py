@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ash.checks import positive, require
-from ash.growth import Factors
+from ash.growth import Score
 from ash.pattern import ravel
 from ash.wirings.base import RewireReport
 
@@ -48,7 +48,7 @@ class Rescue:
         positive("straddle", self.straddle)
         positive("scale", self.scale)
 
-    def __call__(self, wiring: GaussianWiring, score: Factors) -> RewireReport:
+    def __call__(self, wiring: GaussianWiring, score: Score) -> RewireReport:
         """Change the wiring in place; `score` holds the factors of the gradient at the rounded weight."""
         require(wiring.learned_values, "a rescue needs learned values; use values='learned'.")
         require(not wiring.template.columns, "a rescue moves all columns; the wiring's template fixes some.")
@@ -70,7 +70,7 @@ class Rescue:
         wiring.means.place(parted, entries[parted])
         return parted
 
-    def _grow(self, wiring: GaussianWiring, score: Factors, which: Tensor, ids: Tensor) -> Int64[Tensor, " moved"]:
+    def _grow(self, wiring: GaussianWiring, score: Score, which: Tensor, ids: Tensor) -> Int64[Tensor, " moved"]:
         """Put tuples at the largest gradient entries that no tuple holds."""
         if not len(which):
             return which

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ash.growth import Factors
+from ash.growth import Score
 from ash.pattern import ravel
 from ash.sampling import Sampling
 from ash.template import Admissible, Template
@@ -48,7 +48,7 @@ class Search(nn.Module):
         self.register_buffer("proposals", proposals)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("kept", torch.full(kept, -1, dtype=torch.int64, device=device))
-        self._factors: Factors | None = None
+        self._score: Score | None = None
         self._found: Tensor | None = None
 
     @property
@@ -66,11 +66,11 @@ class Search(nn.Module):
         self.proposals.zero_()
         self.count.zero_()
         self.kept.fill_(-1)
-        self._factors = self._found = None
+        self._score = self._found = None
 
-    def observe(self, factors: Factors) -> None:
+    def observe(self, score: Score) -> None:
         """Note the gradient whose largest entries are to become the proposals."""
-        self._factors = factors
+        self._score = score
 
     def keep(
         self, which: Int64[Tensor, " j"], points: Int64[Tensor, "j m q"], wanted: Float[Tensor, "j m"]
@@ -82,14 +82,14 @@ class Search(nn.Module):
         self._found[which] = points.gather(-2, best.expand(-1, -1, points.shape[-1]))
 
     def settle(self, admissible: Admissible, by: str) -> None:
-        """Take up what was noted; `by` is the order of `Factors.top`."""
-        if self._factors is not None:
-            indices, _ = self._factors.top(len(self.proposals), admissible=admissible, by=by)
+        """Take up what was noted; `by` is the order of `Score.top`."""
+        if self._score is not None:
+            indices, _ = self._score.top(len(self.proposals), admissible=admissible, by=by)
             self.proposals[: len(indices)] = indices
             self.count.fill_(len(indices))
         if self._found is not None:
             self.kept.copy_(self._found)
-        self._factors = self._found = None
+        self._score = self._found = None
 
     def guided(self, fixed: Int64[Tensor, "j f"]) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
         """Proposals in the learned columns and, where columns are fixed, which of them suit which tuples."""
