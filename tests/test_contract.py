@@ -340,7 +340,11 @@ def test_a_missing_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_choice_of_a_backend() -> None:
     assert choose_backend(8, 8, 64) == "dense"
-    assert choose_backend(8, 8, 3) == "torch"
+    assert choose_backend(128, 128, 3) == "dense"
+    assert choose_backend(129, 128, 3) == "torch"
+    assert choose_backend(512, 512, 60_000) == "dense"
+    assert choose_backend(512, 512, 30_000) == "torch"
+    assert choose_backend(1024, 512, 500_000) == "torch"
     assert choose_backend(10**6, 10**6, 10**5) == "torch"
 
 

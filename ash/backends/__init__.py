@@ -17,7 +17,11 @@ from ash.backends.base import Backend
 from ash.checks import choose
 
 _MODULES = {"dense": "ash.backends.dense", "torch": "ash.backends.torch", "torch_sparse": "ash.backends.torch_sparse"}
-_DENSE_BELOW = 1 << 12
+SMALL = 1 << 14
+"""Positions of a weight (64 kB in float32) up to which the dense product is faster at any density: a CSR product,
+its transpose and SDDMM are three calls of about 0.1 ms each, however few the entries."""
+FULL, FULL_BELOW = 0.2, 1 << 18
+"""Density from which the dense product is faster, for weights of at most so many positions (1 MB)."""
 
 
 @cache
@@ -35,10 +39,13 @@ def get_backend(name: str) -> Backend:
 def choose_backend(rows: int, cols: int, nnz: int) -> str:
     """The backend for a (rows × cols) weight with nnz stored entries.
 
-    Tiny matrices that are half full are multiplied densely; everything else is sparse.
+    Small matrices are multiplied densely, larger ones where many of their entries exist, and those of more than a
+    megabyte never: everything else is sparse in memory and time. Measured on one core of an AVX-512 server, forward
+    and backward, batches of 32 to 512.
     """
-    small = rows * cols <= _DENSE_BELOW and 2 * nnz >= rows * cols
-    return "dense" if small else "torch"
+    positions = rows * cols
+    full = positions <= FULL_BELOW and nnz >= FULL * positions
+    return "dense" if full or positions <= SMALL else "torch"
 
 
 __all__ = ["Backend", "choose_backend", "get_backend"]
