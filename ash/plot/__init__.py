@@ -1,12 +1,33 @@
 """Pictures of wirings and of their training.
 
 The pictures take numbers alone (arrays or tensors), never a wiring, so they serve every wiring alike.
-Matplotlib and pillow load when the first picture is drawn, not before; pyplot and its state stay untouched.
+Matplotlib, networkx and pillow load when the first picture is drawn, not before; pyplot and its state stay untouched.
 """
 
+from ash.plot.adjacency import adjacency, chosen_inputs, node_graph, readers
 from ash.plot.animate import History, animate, row
+from ash.plot.boundary import boundaries
 from ash.plot.curves import curves, image_grid, save
 from ash.plot.frames import frame_of
 from ash.plot.means import Frame, means
+from ash.plot.topology import layer_weights, live_units, topology
 
-__all__ = ["Frame", "History", "animate", "curves", "frame_of", "image_grid", "means", "row", "save"]
+__all__ = [
+    "Frame",
+    "History",
+    "adjacency",
+    "animate",
+    "boundaries",
+    "chosen_inputs",
+    "curves",
+    "frame_of",
+    "image_grid",
+    "layer_weights",
+    "live_units",
+    "means",
+    "node_graph",
+    "readers",
+    "row",
+    "save",
+    "topology",
+]
