@@ -14,8 +14,9 @@ from ash.glimpses import ConvLocator, glimpse_wiring
 from ash.growth import DenseGradient, Factors, Score
 from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
 from ash.kernels import Gaussian, Kernel, StudentT
+from ash.layers.conv import SparseConv2d
 from ash.layers.linear import SparseLayer, SparseLinear
-from ash.losses import Reconstruction, reconstruction_loss, scale_penalty
+from ash.losses import Reconstruction, gate_penalty, reconstruction_loss, scale_penalty
 from ash.optim import clear_state, parameter_groups
 from ash.pairs import PairHypernetwork
 from ash.sampling import Sampling
@@ -25,6 +26,7 @@ from ash.template import Admissible, Boxes, Everything, Mask, SourceBeforeTarget
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
 from ash.wirings.base import RewireReport, Wiring
+from ash.wirings.gates import GateWiring, HardConcreteGate
 from ash.wirings.gaussian import GaussianWiring
 from ash.wirings.hyper import HyperWiring
 from ash.wirings.rescue import Rescue
@@ -44,8 +46,10 @@ __all__ = [
     "DenseGradient",
     "Everything",
     "Factors",
+    "GateWiring",
     "Gaussian",
     "GaussianWiring",
+    "HardConcreteGate",
     "HyperWiring",
     "IndexTuples",
     "Kernel",
@@ -62,6 +66,7 @@ __all__ = [
     "Score",
     "SetHypernetwork",
     "SourceBeforeTarget",
+    "SparseConv2d",
     "SparseLayer",
     "SparseLinear",
     "SparseWeight",
@@ -75,6 +80,7 @@ __all__ = [
     "contract",
     "count",
     "diagnose",
+    "gate_penalty",
     "glimpse_wiring",
     "parameter_groups",
     "reconstruction_loss",
