@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -81,9 +80,9 @@ class SparseConv2d(nn.Module):
         self.backend, self.check_input = backend, True
         self._check_options()
         self.pads = _pads(self.padding, self.kernel_size, self.stride, self.dilation)
-        factory = {"device": device, "dtype": dtype}
-        self.wiring = make_wiring(wiring, (self.out_channels,), (in_channels // groups, *self.kernel_size), **factory)
-        own = nn.Parameter(torch.empty(self.out_channels, **factory)) if bias else None
+        in_shape = (in_channels // groups, *self.kernel_size)
+        self.wiring = make_wiring(wiring, (out_channels,), in_shape, device=device, dtype=dtype)
+        own = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.bias: nn.Parameter | None
         self.register_parameter("bias", own)
         self._reset_bias()
@@ -241,9 +240,9 @@ class SparseConv2d(nn.Module):
 def _pair(name: str, value: object, least: int = 1) -> Pair:
     """An int, or two of them, as two."""
     both = value if isinstance(value, (tuple, list)) else (value, value)
-    good = len(both) == 2 and all(isinstance(each, Integral) and each >= least for each in both)
+    good = len(both) == 2 and all(isinstance(each, int) and each >= least for each in both)
     require(good, f"{name}={value!r}; expected an int or two of them, rows first, each at least {least}.")
-    return int(both[0]), int(both[1])  # type: ignore[call-overload]
+    return both[0], both[1]
 
 
 def _pads(padding: str | Pair, kernel: Pair, stride: Pair, dilation: Pair) -> Pads:
