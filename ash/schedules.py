@@ -23,14 +23,19 @@ def _cosine(start: float, end: float, f: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * f))
 
 
-_SHAPES = {"linear": _linear, "geometric": _geometric, "cosine": _cosine}
+def _cubic(start: float, end: float, f: float) -> float:
+    """Fast at first, as in gradual magnitude pruning (Zhu and Gupta 2017)."""
+    return end + (start - end) * (1 - f) ** 3
+
+
+_SHAPES = {"linear": _linear, "geometric": _geometric, "cosine": _cosine, "cubic": _cubic}
 
 
 @dataclass(frozen=True)
 class Anneal:
     """From `start` to `end` within `steps` optimizer steps, then constant.
 
-    `shape` is `"geometric"` (both ends positive), `"linear"` or `"cosine"`.
+    `shape` is `"geometric"` (both ends positive), `"linear"`, `"cosine"` or `"cubic"`.
     """
 
     start: float
