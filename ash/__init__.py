@@ -8,8 +8,11 @@ from ash.checks import BackendUnavailable, UserError
 from ash.codebook import Codebook
 from ash.contexts import Context
 from ash.contract import contract
+from ash.convert.freeze import freeze
+from ash.convert.sparsify import sparsify
 from ash.count import count
 from ash.diagnose import diagnose
+from ash.distributions import LayerSize, allot
 from ash.glimpses import ConvLocator, glimpse_wiring
 from ash.growth import DenseGradient, Factors, Score
 from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
@@ -17,8 +20,9 @@ from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.conv import SparseConv2d
 from ash.layers.linear import SparseLayer, SparseLinear
 from ash.losses import Reconstruction, gate_penalty, reconstruction_loss, scale_penalty
-from ash.optim import clear_state, parameter_groups
+from ash.optim import clear_state, parameter_groups, reorder_state
 from ash.pairs import PairHypernetwork
+from ash.rewirer import RewireEvent, Rewirer
 from ash.sampling import Sampling
 from ash.schedules import Anneal
 from ash.sorting import PermutationWiring, Quicksort, RankHypernetwork
@@ -26,11 +30,14 @@ from ash.template import Admissible, Boxes, Everything, Mask, SourceBeforeTarget
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
 from ash.wirings.base import RewireReport, Wiring
+from ash.wirings.choice import TopKBudget
+from ash.wirings.dynamic import DSRWiring, DynamicWiring, RigLWiring, SETWiring, SNFSWiring
 from ash.wirings.gates import GateWiring, HardConcreteGate
 from ash.wirings.gaussian import GaussianWiring
 from ash.wirings.hyper import HyperWiring
 from ash.wirings.rescue import Rescue
 from ash.wirings.static import StaticWiring
+from ash.wirings.top_k import TopKWiring
 
 __version__ = "0.1.0"
 
@@ -43,7 +50,9 @@ __all__ = [
     "Context",
     "ConvHypernetwork",
     "ConvLocator",
+    "DSRWiring",
     "DenseGradient",
+    "DynamicWiring",
     "Everything",
     "Factors",
     "GateWiring",
@@ -53,6 +62,7 @@ __all__ = [
     "HyperWiring",
     "IndexTuples",
     "Kernel",
+    "LayerSize",
     "MLPHypernetwork",
     "Mask",
     "PairHypernetwork",
@@ -61,7 +71,12 @@ __all__ = [
     "RankHypernetwork",
     "Reconstruction",
     "Rescue",
+    "RewireEvent",
     "RewireReport",
+    "Rewirer",
+    "RigLWiring",
+    "SETWiring",
+    "SNFSWiring",
     "Sampling",
     "Score",
     "SetHypernetwork",
@@ -73,16 +88,22 @@ __all__ = [
     "StaticWiring",
     "StudentT",
     "Template",
+    "TopKBudget",
+    "TopKWiring",
     "UserError",
     "Wiring",
+    "allot",
     "block_structure",
     "clear_state",
     "contract",
     "count",
     "diagnose",
+    "freeze",
     "gate_penalty",
     "glimpse_wiring",
     "parameter_groups",
     "reconstruction_loss",
+    "reorder_state",
     "scale_penalty",
+    "sparsify",
 ]

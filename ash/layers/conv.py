@@ -26,8 +26,8 @@ _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "
 def crossover(out_channels: int, taps: int) -> float:
     """Density of a kernel below which CSR × unfolded input beats the dense convolution; 0 where it never does.
 
-    One core of an AVX-512 server, float32, forward and backward; a convolution's work falls with the density,
-    the unfolding's does not, and weighs the less the more output channels share it. Measured on batches of 32:
+    The product's work falls with the density, the unfolding's does not, and weighs the less the more output channels
+    share it. Measured on one core of an AVX-512 server, float32, forward and backward, batches of 32:
     256 → 256 channels, 8 × 8 pixels: 1 × 1 kernels between 0.1 and 0.2, 3 × 3 between 0.02 and 0.05;
     64 → 64, 16 × 16: 3 × 3 at 0.01; 16 → 16, 32 × 32: 3 × 3 and, 64 → 64, 5 × 5: never.
     """
@@ -187,7 +187,8 @@ class SparseConv2d(nn.Module):
 
     def _unfolds(self, weight: SparseWeight, x: Tensor) -> bool:
         """Whether this weight's entries multiply the unfolded input; otherwise its dense kernel serves."""
-        whole = weight.candidate is not None or self.wiring.wants_factors
+        learns = weight.candidate is not None and weight.candidate.requires_grad and torch.is_grad_enabled()
+        whole = learns or self.wiring.wants_factors
         if self.backend == "dense" or self.groups > 1 or weight.per_instance or whole:
             return False
         if self.backend != "auto":
