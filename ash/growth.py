@@ -51,6 +51,10 @@ class Score(ABC):
         """Required. The gradient at some entries."""
 
     @abstractmethod
+    def is_finite(self) -> bool:
+        """Required. Whether no number that it is made of is NaN or infinite."""
+
+    @abstractmethod
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Required. (first flattened position, some of the gradient from there on), all of it once, in order."""
 
@@ -136,6 +140,9 @@ class Factors(Score):
         parts = [(gt[i] * xt[j]).sum(-1) for i, j in zip(rows.split(step), cols.split(step), strict=True)]
         return torch.cat(parts) if parts else self.x.new_zeros(0)
 
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.x).all() and torch.isfinite(self.g).all())
+
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         width = self.x.shape[1]
         step = max(1, BLOCK // max(1, width))
@@ -177,6 +184,9 @@ class DenseGradient(Score):
     def at(self, indices: Int64[Tensor, "n r"]) -> Float[Tensor, " n"]:
         """The gradient at some entries."""
         return self.gradient[tuple(indices.unbind(-1))]
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.gradient).all())
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         for number, block in enumerate(self.gradient.flatten().split(BLOCK)):

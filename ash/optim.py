@@ -13,7 +13,7 @@ from ash.codebook import Codebook
 from ash.means import Means
 from ash.wirings.base import Wiring
 
-_APART = {"log_scale": "scales", "codes": "codes", "offset": "offsets"}
+_APART = {"log_scale": "scales", "codes": "codes", "offset": "offsets", "logits": "gates"}
 
 
 def parameter_groups(
@@ -23,22 +23,24 @@ def parameter_groups(
     mean_lr: float = 0.1,
     scale_lr: float = 0.03,
     value_lr: float | None = None,
+    gate_lr: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Groups for any torch optimizer: means, scales, values, hypernetworks' offsets, and everything else.
+    """Groups for any torch optimizer: means, scales, values, gates, hypernetworks' offsets, and everything else.
 
     Args:
-        lr: of everything else, hypernetworks among it, and of the values unless `value_lr` is given.
+        lr: of everything else, hypernetworks among it, of the values unless `value_lr` is given, and of the logits of
+            gates unless `gate_lr` is.
         mean_lr: of means, in units of a tuple's own scale per step (with Adam).
         scale_lr: of log scales.
-        weight_decay: of values and everything else. Means, scales, a codebook's logits and the offsets of adaptive
-            wirings get none: it would pull means to their anchors or the centre, scales to 1, choices apart.
+        weight_decay: of values and everything else. Means, scales, the logits of codebooks and gates, and the offsets of
+            adaptive wirings get none: it would pull means to their anchors or the centre, scales to 1, gates to 0.5.
 
     Returns:
         Dicts with `params`, `lr`, `weight_decay` and `name` ("means", "scales", "values", "codes", "offsets",
-        "other"); empty groups are left out.
+        "gates", "other"); empty groups are left out.
     """
-    names = ("means", "scales", "values", "codes", "offsets", "other")
+    names = ("means", "scales", "values", "codes", "offsets", "gates", "other")
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in names}
     seen: set[int] = set()
     for name, module in _kinds(model):
@@ -48,6 +50,7 @@ def parameter_groups(
                 groups[name].append(parameter)
     values = lr if value_lr is None else value_lr
     rates = {"means": mean_lr, "scales": scale_lr, "values": values, "codes": values, "offsets": lr, "other": lr}
+    rates["gates"] = lr if gate_lr is None else gate_lr
     return [
         {
             "params": params,
@@ -82,10 +85,23 @@ def clear_state(optimizer: torch.optim.Optimizer, module: nn.Module, rows: Int64
     Every state tensor of a parameter's own shape counts as a state per entry; step counts stay, and so does the
     state of a codebook's scalars, which belong to no tuple.
     """
+    for value in _states(optimizer, module):
+        value[rows] = 0.0
+
+
+@torch.no_grad()
+def reorder_state(optimizer: torch.optim.Optimizer, module: nn.Module, order: Int64[Tensor, " k"]) -> None:
+    """Bring the optimizer's state per entry into the order that a wiring's entries have been brought into.
+
+    `order` holds the number that every entry had before: `RewireReport.order`.
+    """
+    for value in _states(optimizer, module):
+        value.copy_(value[order])
+
+
+def _states(optimizer: torch.optim.Optimizer, module: nn.Module) -> Iterable[Tensor]:
     shared = {id(each.scalars) for each in module.modules() if isinstance(each, Codebook)}
     for parameter in module.parameters():
-        if id(parameter) in shared:
-            continue
         for value in optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value[rows] = 0.0
+            if isinstance(value, Tensor) and value.shape == parameter.shape and id(parameter) not in shared:
+                yield value

@@ -17,9 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from ash import (
     Boxes,
     Context,
+    DSRWiring,
     GaussianWiring,
     Mask,
+    RigLWiring,
     Sampling,
+    SETWiring,
+    SNFSWiring,
     SourceBeforeTarget,
     SparseLayer,
     SparseWeight,
@@ -265,15 +269,28 @@ class WiringSuite:
         assert layer.eval()(inputs(layer.wiring).float()).dtype == torch.float32
 
 
+DYNAMIC: dict[str, Callable[[], Wiring]] = {
+    "set": partial(SETWiring, OUT, IN, 9, dtype=torch.float64),
+    "rigl": partial(RigLWiring, OUT, IN, 9, dtype=torch.float64, admissible=SourceBeforeTarget(6)),
+    "rigl, saliency": partial(RigLWiring, OUT, IN, 9, dtype=torch.float64, drop="saliency"),
+    "snfs": partial(SNFSWiring, (2, 3), (2, 1, 4), 11, dtype=torch.float64, capacity=11),
+    "dsr": partial(DSRWiring, OUT, IN, density=1.0, dtype=torch.float64),
+}
+
+
 class TestStatic(WiringSuite):
     variants = STATIC
+
+
+class TestDynamic(WiringSuite):
+    variants = DYNAMIC
 
 
 class TestGaussian(WiringSuite):
     variants = GAUSSIAN
 
 
-kinds = pytest.mark.parametrize("kind", [StaticWiring, GaussianWiring])
+kinds = pytest.mark.parametrize("kind", [StaticWiring, GaussianWiring, RigLWiring])
 
 
 @kinds

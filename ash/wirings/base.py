@@ -21,10 +21,18 @@ from ash.weight import SparseWeight
 
 @dataclass(frozen=True)
 class RewireReport:
-    """What a rewiring did. `moved` holds the numbers of the entries (or tuples) that moved."""
+    """What a rewiring did.
+
+    Attributes:
+        moved: numbers of the entries (or tuples) that moved.
+        merged: how many were merged with others.
+        order: `(capacity,)`, the number that every entry had before, where they were numbered anew; `moved` then
+            holds the new numbers. An optimizer's state has to follow (`ash.reorder_state`).
+    """
 
     moved: Int64[Tensor, " moves"]
     merged: int = 0
+    order: Int64[Tensor, " capacity"] | None = None
 
     @property
     def moves(self) -> int:
@@ -110,6 +118,10 @@ class Wiring(nn.Module, ABC):
         """The sum of what was observed while `collecting`, given once; None where there was nothing."""
         score, self._collected = self._collected, None
         return score
+
+    def advance(self, step: int) -> None:
+        """Told by `ash.Rewirer` how many optimizer steps there have been; default: nothing depends on it."""
+        return
 
     def rewire(self, score: Score) -> RewireReport:
         """Move entries, led by the gradient of the loss by the weight tensor; default: nothing changes."""

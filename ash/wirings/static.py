@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ash.checks import require
@@ -66,8 +66,16 @@ class StaticWiring(Wiring):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Values uniform in ±1/√(fan-in over active entries); the entries stay."""
-        rows = ravel(self.indices[:, : len(self.out_shape)], self.out_shape)
-        self.values.copy_(fan_in_uniform(rows.cpu(), math.prod(self.out_shape), generator))
+        rows = ravel(self.entries()[:, : len(self.out_shape)], self.out_shape)
+        self.entry_values().copy_(fan_in_uniform(rows.cpu(), math.prod(self.out_shape), generator))
+
+    def entries(self) -> Int64[Tensor, "n r"]:
+        """The entries in use: here all."""
+        return self.indices
+
+    def entry_values(self) -> Float[Tensor, " n"]:
+        """Their values."""
+        return self.values
 
     def forward(self, x: Tensor | None = None) -> SparseWeight:
         weight = self.rounded()
@@ -76,7 +84,8 @@ class StaticWiring(Wiring):
 
     def rounded(self) -> SparseWeight:
         """The weight, in training and in evaluation."""
-        return SparseWeight(self.indices, self.values, self.out_shape, self.in_shape, self._known_pattern())
+        pattern = self._known_pattern()
+        return SparseWeight(self.entries(), self.entry_values(), self.out_shape, self.in_shape, pattern)
 
     def _known_pattern(self) -> CSRPattern | None:
         """The pattern of the last call, unless the entries were exchanged or written to since."""
@@ -85,13 +94,13 @@ class StaticWiring(Wiring):
         return self._pattern[2] if self._pattern[1] == version(self.indices) else None
 
     def stored_entries(self) -> int:
-        return len(self.indices)
+        return len(self.entries())
 
     @torch.no_grad()
     def load_dense(self, weight: Tensor) -> None:
         """Take the values at the entries from a dense tensor of the same shape."""
         require(weight.shape == self.shape, f"a weight of shape {tuple(weight.shape)}; expected {self.shape}.")
-        self.values.copy_(weight[tuple(self.indices.to(weight.device).unbind(-1))])
+        self.entry_values().copy_(weight[tuple(self.entries().to(weight.device).unbind(-1))])
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_pattern": None}

@@ -1,0 +1,376 @@
+"""`DynamicWiring`: stored entries that are dropped and grown between batches. SET, RigL, SNFS and DSR are its variants.
+
+A rewiring drops a fraction of a layer's entries and grows as many where there are none: which ones, the variants
+say. `ash.Rewirer` calls it at the right steps, and moves the optimizer's state along.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ash.checks import choose, positive, require
+from ash.growth import DenseGradient, Score
+from ash.pattern import ravel, unravel
+from ash.sampling import generator_from, new_seed
+from ash.template import Admissible
+from ash.wirings.base import RewireReport, fan_in_uniform, version
+from ash.wirings.drop_grow import DROP_RULES, grow_largest, grow_random
+from ash.wirings.static import StaticWiring
+
+_STARTS = {"zero": False, "fan_in": True}
+
+
+class DynamicWiring(StaticWiring):
+    """k different entries with learned values, some of which a rewiring drops and grows elsewhere.
+
+    Args:
+        out_shape, in_shape, k, density, indices, admissible, generator: as in `StaticWiring`; given `indices` must
+            differ.
+        drop: which entries are dropped: smallest in `"magnitude"` |w|, in `"saliency"` |w · gradient|, or `"random"`
+            ones.
+        start: value of grown entries: `"zero"`, or `"fan_in"`, as when the wiring was made.
+        capacity: entries that there is room for; by default k, or up to 4k where layers exchange entries.
+
+    Attributes:
+        indices: `(capacity, r)` int64 buffer; values: `(capacity,)` parameter; count: int64 buffer, how many of them
+            are in use, the first ones. The rest have the value 0.
+
+    Raises `UserError` for a capacity below k, entries that occur twice, and unknown rules.
+    """
+
+    count: Tensor
+    window: int | None = 1
+    """Over how many steps before a rewiring gradients are added up; None: over all steps."""
+    decay: float = 1.0
+    """Factor to the gradients added up so far when a new one comes."""
+    exchanges: bool = False
+    """Whether what the layers of a net drop is pooled, and divided among them by `claim`."""
+    grows_by_gradient: bool = False
+    """Whether `grow` needs a score."""
+    _counted = False
+    _known_count: tuple[Tensor, int, int] | None = None
+
+    def __init__(
+        self,
+        out_shape: int | Sequence[int],
+        in_shape: int | Sequence[int],
+        k: int | None = None,
+        *,
+        density: float | None = None,
+        indices: Int64[Tensor, "k r"] | None = None,
+        admissible: Admissible | None = None,
+        drop: str = "magnitude",
+        start: str = "zero",
+        capacity: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(
+            out_shape,
+            in_shape,
+            k,
+            density=density,
+            indices=indices,
+            admissible=admissible,
+            generator=generator,
+            device=device,
+            dtype=dtype,
+        )
+        self.drop_rule, self.starts_filled = choose("drop rule", drop, DROP_RULES), choose("start", start, _STARTS)
+        self.drop = drop
+        self._make_room(capacity)
+
+    def _make_room(self, capacity: int | None) -> None:
+        k, most = len(self.indices), self.admissible.count()
+        twice = k - len(self.indices.unique(dim=0))
+        require(not twice, f"{twice} entries that occur twice among {k} indices; expected different ones.")
+        if capacity is None:
+            capacity = min(4 * k, most) if self.exchanges else k
+        require(k <= capacity <= most, f"capacity={capacity} for k={k} entries; expected {k} to {most}, those that "
+                                       "are admissible.")  # fmt: skip
+        self.indices = torch.cat([self.indices, self.indices.new_zeros(capacity - k, self.rank)])
+        values = self.values.detach()
+        self.values = nn.Parameter(torch.cat([values, values.new_zeros(capacity - k)]))
+        self.register_buffer("count", torch.tensor(k, device=self.indices.device))
+        self._counted = True
+
+    @property
+    def capacity(self) -> int:
+        """Entries that there is room for."""
+        return len(self.indices)
+
+    @property
+    def free(self) -> int:
+        """Admissible entries that are not in use."""
+        return self.admissible.count() - self.stored_entries()
+
+    def room(self, dropped: Int64[Tensor, " j"]) -> int:
+        """How many entries may grow after those were dropped."""
+        return min(self.capacity - self.stored_entries() + len(dropped), self.free)
+
+    @property
+    def needs_score(self) -> bool:
+        """Whether a rewiring needs the gradient of the loss by the weight tensor."""
+        return self.grows_by_gradient or self.drop == "saliency"
+
+    def stored_entries(self) -> int:
+        if not self._counted:  # not yet, while it is being made
+            return len(self.indices)
+        known, now = self._known_count, version(self.count)
+        if known is None or known[0] is not self.count or known[1] != now:
+            self._known_count = known = (self.count, now, int(self.count))  # on a GPU this waits
+        return known[2]
+
+    def entries(self) -> Int64[Tensor, "n r"]:
+        """The entries in use."""
+        return self._in_use(self.indices)
+
+    def entry_values(self) -> Float[Tensor, " n"]:
+        """Their values."""
+        return self._in_use(self.values)
+
+    def _in_use(self, tensor: Tensor) -> Tensor:
+        n = self.stored_entries()
+        return tensor if n == len(tensor) else tensor[:n]
+
+    def ids(self) -> Int64[Tensor, " n"]:
+        """Flattened positions of the entries in use."""
+        return ravel(self.entries(), self.shape)
+
+    # --- one rewiring --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def rewire(
+        self, score: Score | None = None, fraction: float = 0.3, generator: torch.Generator | None = None
+    ) -> RewireReport:
+        """Drop a fraction of the entries and grow as many elsewhere, never one that was just dropped.
+
+        Args:
+            score: the gradient of the loss by the weight tensor; only where `needs_score`.
+            fraction: share of the entries to drop; rounded to whole ones, and at most as many as are free.
+            generator: of random choices, on the CPU; torch's default one otherwise.
+
+        Returns:
+            The numbers of the entries that moved; the others stay where they are.
+        """
+        cpu = torch.device("cpu")
+        source = generator_from(new_seed(cpu), cpu) if generator is None else generator
+        dropped = self.to_drop(fraction, score, source)[: self.free]
+        return self.exchange(dropped, len(dropped), score, source)
+
+    def to_drop(self, fraction: float, score: Score | None, generator: torch.Generator) -> Int64[Tensor, " j"]:
+        """Numbers of the entries to drop, those that go first at the front."""
+        require(0 <= fraction <= 1, f"fraction={fraction}; expected a share of the entries, from 0 to 1.")
+        require(
+            score is not None or not self.needs_score,
+            f"{type(self).__name__} without a gradient; pass a score, or let ash.Rewirer collect it in training.",
+        )
+        j = min(round(fraction * self.stored_entries()), self.stored_entries())
+        gradients = score.at(self.entries()) if score is not None and self.drop == "saliency" else None
+        return self.drop_rule(self.entry_values(), gradients, j, generator)
+
+    @abstractmethod
+    def grow(self, n: int, score: Score | None, generator: torch.Generator) -> Int64[Tensor, " n"]:
+        """Required. Flattened positions of n admissible entries that are not in use, all different."""
+
+    @torch.no_grad()
+    def exchange(
+        self, dropped: Int64[Tensor, " j"], n: int, score: Score | None, generator: torch.Generator
+    ) -> RewireReport:
+        """Drop the entries with these numbers and grow n; where n is not j, `count` changes.
+
+        Where n is below j, all entries are arranged, and the report's `order` says where they come from.
+        """
+        before, dropped = self.stored_entries(), dropped.sort().values
+        grown = self.grow(n, score, generator) if n else dropped[:0]
+        more = torch.arange(before, before + max(0, n - len(dropped)), device=dropped.device)
+        moved = torch.cat([dropped, more])[:n]
+        self.indices[moved] = unravel(grown, self.shape)
+        self.values[moved] = 0.0
+        self.count.add_(len(more))
+        order = self.arrange(dropped[n:]) if n < len(dropped) else None
+        if order is not None:
+            moved = torch.isin(order, moved).nonzero().squeeze(-1)
+        if self.starts_filled:
+            self._fill(moved, generator)
+        return RewireReport(moved=moved, order=order)
+
+    def _fill(self, moved: Tensor, generator: torch.Generator) -> None:
+        rows = ravel(self.entries()[:, : len(self.out_shape)], self.out_shape)
+        values = fan_in_uniform(rows.cpu(), math.prod(self.out_shape), generator)
+        self.values[moved] = values.to(self.values)[moved]
+
+    @torch.no_grad()
+    def arrange(self, left_out: Int64[Tensor, " l"] | None = None) -> Int64[Tensor, " capacity"] | None:
+        """Bring the entries into the order of their positions, which saves a permutation in every step.
+
+        Args:
+            left_out: numbers of entries that are not in use any more.
+
+        Returns:
+            The number that every entry had before, `(capacity,)`; None where they were in order already.
+        """
+        keys = self.ids()
+        if left_out is None and bool((keys[1:] > keys[:-1]).all()):
+            return None
+        if left_out is not None:
+            keys[left_out] = torch.iinfo(torch.int64).max
+            self.values[left_out] = 0.0
+            self.count.sub_(len(left_out))
+        order = torch.arange(self.capacity, device=keys.device)
+        order[: len(keys)] = keys.argsort()
+        self.indices.copy_(self.indices[order])
+        self.values.copy_(self.values[order])
+        return order
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_known_count": None}
+
+    # --- what a net's layers have in common -----------------------------------------------------------
+
+    def remember(self, before: Score | None, fresh: Score) -> Score:
+        """The gradients added up so far and a new one."""
+        return fresh if before is None else before.scaled(self.decay) + fresh
+
+    def claim(self, dropped: Int64[Tensor, " j"], score: Score | None) -> float:
+        """How strongly this layer asks for the entries that all layers together have dropped (`exchanges`)."""
+        return 0.0
+
+    def after_event(self, dropped: int, wanted: int) -> None:
+        """Told how many entries all layers together have dropped, and how many they should have."""
+        return
+
+
+class SETWiring(DynamicWiring):
+    """Sparse evolutionary training: the smallest weights are dropped, as many random ones grow.
+
+    Source: Mocanu et al., arXiv 1707.04780. Departure: the smallest |w| go, not the smallest of either sign.
+    """
+
+    def grow(self, n: int, score: Score | None, generator: torch.Generator) -> Int64[Tensor, " n"]:
+        """Random admissible entries."""
+        return grow_random(n, self.ids(), self.admissible, generator)
+
+
+class RigLWiring(SETWiring):
+    """RigL: as SET, but entries grow where the gradient of the loss by the whole weight tensor is largest.
+
+    The largest entries are found exactly, block by block, in memory proportional to their number.
+
+    Source: Evci et al., arXiv 1911.11134.
+    """
+
+    grows_by_gradient = True
+
+    def grow(self, n: int, score: Score | None, generator: torch.Generator) -> Int64[Tensor, " n"]:
+        """The admissible entries largest in |gradient|."""
+        assert score is not None  # `to_drop` has made sure
+        return grow_largest(n, self.ids(), self.admissible, score)
+
+
+_MOMENTA = {"window": False, "dense": True}
+
+
+class SNFSWiring(RigLWiring):
+    """Sparse Momentum: entries grow where the gradient's momentum is largest, in layers where it is largest.
+
+    What all layers drop is divided among them by the mean |momentum| of their entries.
+
+    Args:
+        momentum: `"window"`, an exponentially weighted sum of the last `window` steps' gradients in factored form,
+            so that memory stays proportional to k; or `"dense"`, of all steps' gradients, held as a dense tensor.
+        window, decay: steps of the window, and the weight of a step's gradient beside the next one's.
+        others: as in `DynamicWiring`.
+
+    Source: Dettmers and Zettlemoyer, arXiv 1907.04840. Departure: the window.
+    """
+
+    exchanges = True
+
+    def __init__(
+        self,
+        out_shape: int | Sequence[int],
+        in_shape: int | Sequence[int],
+        k: int | None = None,
+        *,
+        momentum: str = "window",
+        window: int = 16,
+        decay: float = 0.9,
+        **others: object,
+    ):
+        super().__init__(out_shape, in_shape, k, **others)  # type: ignore[arg-type]
+        self.dense_momentum = choose("momentum", momentum, _MOMENTA)
+        require(window >= 1, f"window={window}; expected at least 1 step.")
+        require(0 <= decay < 1, f"decay={decay}; expected a number from 0 to 1, without 1.")
+        self.window, self.decay = (None if self.dense_momentum else window), decay
+
+    def remember(self, before: Score | None, fresh: Score) -> Score:
+        if self.dense_momentum:
+            fresh = DenseGradient(fresh.dense(), len(self.out_shape))
+        return super().remember(before, fresh)
+
+    def claim(self, dropped: Int64[Tensor, " j"], score: Score | None) -> float:
+        """Mean |momentum| of the entries that stay."""
+        assert score is not None
+        kept = torch.ones(self.stored_entries(), dtype=torch.bool, device=dropped.device)
+        kept[dropped] = False
+        return float(score.at(self.entries()[kept]).abs().mean()) if bool(kept.any()) else 0.0
+
+
+class DSRWiring(SETWiring):
+    """Dynamic sparse reparameterisation: one threshold of |w| for all layers, adapted; random growth.
+
+    All entries below the threshold are dropped, whatever layer they are in; what all layers drop is divided among
+    them by how many entries they have kept. After a rewiring that dropped too few (too many) the threshold doubles
+    (halves).
+
+    Args:
+        threshold: of |w|, to begin with.
+        tolerance: too few and too many are this share below and above what was wanted.
+        others: as in `DynamicWiring`.
+
+    Source: Mostafa and Wang, arXiv 1902.05967. Departure: a layer keeps at least its largest entry.
+    """
+
+    exchanges = True
+    threshold: Tensor
+
+    def __init__(
+        self,
+        out_shape: int | Sequence[int],
+        in_shape: int | Sequence[int],
+        k: int | None = None,
+        *,
+        threshold: float = 1e-3,
+        tolerance: float = 0.1,
+        **others: object,
+    ):
+        super().__init__(out_shape, in_shape, k, **others)  # type: ignore[arg-type]
+        positive("threshold", threshold)
+        positive("tolerance", tolerance, zero=True)
+        self.tolerance = tolerance
+        self.register_buffer("threshold", torch.tensor(threshold, device=self.indices.device))
+
+    def to_drop(self, fraction: float, score: Score | None, generator: torch.Generator) -> Int64[Tensor, " j"]:
+        """Numbers of the entries below the threshold, the smallest first; none where the fraction is 0."""
+        size = self.entry_values().detach().abs()
+        below = (size < self.threshold).nonzero().squeeze(-1) if fraction > 0 else size.new_zeros(0).long()
+        return below[size[below].argsort()][: len(size) - 1]
+
+    def claim(self, dropped: Int64[Tensor, " j"], score: Score | None) -> float:
+        """How many entries stay."""
+        return float(self.stored_entries() - len(dropped))
+
+    def after_event(self, dropped: int, wanted: int) -> None:
+        """Double or halve the threshold."""
+        if dropped < (1 - self.tolerance) * wanted:
+            self.threshold.mul_(2.0)
+        elif dropped > (1 + self.tolerance) * wanted:
+            self.threshold.div_(2.0)
