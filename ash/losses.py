@@ -1,4 +1,4 @@
-"""Terms that are added to a loss: a layer's reconstruction of its input, and penalties on scales.
+"""Terms that are added to a loss: a layer's reconstruction of its input, and penalties on scales and on open gates.
 
 Source: `Sparse, Adaptive Hypernetworks` (2017), which adds a reconstruction term of 0.01 for every layer, because
 initialisation is hard, and warns of scales that vanish too fast.
@@ -18,6 +18,7 @@ from ash.contract import contract
 from ash.layers.linear import SparseLayer
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
+from ash.wirings.gates import GateWiring
 
 
 class Reconstruction(nn.Module):
@@ -113,6 +114,19 @@ def scale_penalty(tuples: IndexTuples, *, least: float | None = None, most: floa
     if most is not None:
         total = total + (logs - _log(most, logs)).relu().square()
     return total.mean()
+
+
+def gate_penalty(model: nn.Module) -> Float[Tensor, ""]:
+    """How open the gates of all `GateWiring`s of a model are, as a mean over the gates that are alive.
+
+    Of sigmoid gates the mean gate, of linear ones the mean |gate|, of hard-concrete ones the mean probability that a
+    gate is not 0 (the expected L0 norm over the number of gates). Add it times a weight: the larger, the fewer
+    connections stay. 0 where no gate is alive. Raises `UserError` where there is no `GateWiring`.
+    """
+    wirings = [module for module in model.modules() if isinstance(module, GateWiring)]
+    require(bool(wirings), f"no GateWiring in {type(model).__name__}; expected one; build a host with it.")
+    costs = torch.cat([wiring.costs() for wiring in wirings])
+    return costs.sum() / max(1, len(costs))
 
 
 def _log(bound: float, like: Tensor) -> Tensor:

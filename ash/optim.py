@@ -33,8 +33,9 @@ def parameter_groups(
             gates unless `gate_lr` is.
         mean_lr: of means, in units of a tuple's own scale per step (with Adam).
         scale_lr: of log scales.
-        weight_decay: of values and everything else. Means, scales, the logits of codebooks and gates, and the offsets of
-            adaptive wirings get none: it would pull means to their anchors or the centre, scales to 1, gates to 0.5.
+        weight_decay: of values and everything else. Means, scales, the logits of codebooks and of gates, and the
+            offsets of adaptive wirings get none: it would pull means to their anchors or the centre, scales to 1,
+            gates to 0.5.
 
     Returns:
         Dicts with `params`, `lr`, `weight_decay` and `name` ("means", "scales", "values", "codes", "offsets",
