@@ -19,6 +19,9 @@ from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
 from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.conv import SparseConv2d
 from ash.layers.linear import SparseLayer, SparseLinear
+from ash.layers.node_dynamics import Continuous, Discrete, Dynamics, Static
+from ash.layers.node_function import ChannelFunction, NodeFunction
+from ash.layers.node_graph import NodeGraph
 from ash.losses import Reconstruction, gate_penalty, reconstruction_loss, scale_penalty
 from ash.optim import clear_state, parameter_groups, reorder_state
 from ash.pairs import PairHypernetwork
@@ -46,13 +49,17 @@ __all__ = [
     "Anneal",
     "BackendUnavailable",
     "Boxes",
+    "ChannelFunction",
     "Codebook",
     "Context",
+    "Continuous",
     "ConvHypernetwork",
     "ConvLocator",
     "DSRWiring",
     "DenseGradient",
+    "Discrete",
     "DynamicWiring",
+    "Dynamics",
     "Everything",
     "Factors",
     "GateWiring",
@@ -65,6 +72,8 @@ __all__ = [
     "LayerSize",
     "MLPHypernetwork",
     "Mask",
+    "NodeFunction",
+    "NodeGraph",
     "PairHypernetwork",
     "PermutationWiring",
     "Quicksort",
@@ -85,6 +94,7 @@ __all__ = [
     "SparseLayer",
     "SparseLinear",
     "SparseWeight",
+    "Static",
     "StaticWiring",
     "StudentT",
     "Template",
