@@ -29,6 +29,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "shared_kernel": Experiment(
         "experiments.shared_kernel", "find a convolution with index tuples that choose among nine scalars"
     ),
+    "sparse_conv": Experiment(
+        "experiments.sparse_conv", "accuracy of a residual network against its sparsity, first layer dense or not"
+    ),
+    "sparsity": Experiment("experiments.sparsity", "test error against density: LeNet-300-100 wired in every way"),
     "benchmark": Experiment("experiments.benchmark", "time and memory of single layers, as a table"),
 }
 

@@ -24,6 +24,9 @@ _DENSE_ABOVE = 0.1
 _LARGEST_DENSE = 1 << 28
 """Numbers of a weight above which its dense form is not tried."""
 _REPEATS = 5
+_CONVOLUTION = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"
+)  # fmt: skip
 
 
 class DenseLinear(nn.Linear):
@@ -160,10 +163,8 @@ def _dense(host: Host) -> nn.Module:
             host.in_features, host.out_features, host.bias is not None, device="meta"
         )
     elif type(host) is SparseConv2d:
-        mode: Any = host.padding_mode
-        options = (host.kernel_size, host.stride, host.padding, host.dilation, host.groups)
-        ends = (host.in_channels, host.out_channels)
-        new = DenseConv2d(*ends, *options, host.bias is not None, mode, device="meta")
+        options: dict[str, Any] = {name: getattr(host, name) for name in _CONVOLUTION}
+        new = DenseConv2d(**options, bias=host.bias is not None, device="meta")
     else:
         kept = copy.copy(host)
         kept.backend = "dense"
