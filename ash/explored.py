@@ -12,6 +12,9 @@ from torch import Tensor
 BYTES_PER_ENTRY = 32
 """Up to so many bytes for each entry in use one bit per position is held; above, a sorted list of the positions."""
 
+AT_ONCE = 1 << 16
+"""Positions that are looked up at a time, to save memory."""
+
 
 class Explored:
     """The set of positions of a weight tensor that have been in use, and its share of the admissible ones.
@@ -35,15 +38,15 @@ class Explored:
 
     def add(self, ids: Int64[Tensor, " n"]) -> None:
         """Note the flattened positions of the entries in use, all different."""
-        ids = ids.cpu()
-        if self.by_bits:
-            byte, bit = ids >> 3, (1 << (ids & 7)).to(torch.uint8)
-            new = (self.known[byte] & bit) == 0
-            self.known.index_add_(0, byte[new], bit[new])
-            self.count += int(new.sum())
+        if not self.by_bits:
+            self.known = torch.cat([self.known, ids.cpu()]).unique()
+            self.count = len(self.known)
             return
-        self.known = torch.cat([self.known, ids]).unique()
-        self.count = len(self.known)
+        for part in ids.cpu().split(AT_ONCE):
+            byte, bit = part >> 3, (1 << (part & 7)).to(torch.uint8)
+            new = (self.known[byte] & bit) == 0
+            self.known.index_add_(0, byte[new], bit[new])  # different bits: a sum is a union
+            self.count += int(new.sum())
 
     @property
     def rate(self) -> float:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ash.checks import choose, positive, require
 from ash.pattern import ravel, unravel
 from ash.template import Admissible
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Entries of the gradient computed at a time."""
 
-_KEYS = {"largest": torch.abs, "positive": lambda g: g, "negative": torch.neg}
+GRID = 1 << 17
+"""Entries from which the height of the n-th is guessed."""
+
+Key = Callable[[Tensor], Tensor]
+_KEYS: dict[str, Key] = {"largest": torch.Tensor.abs_, "positive": lambda g: g, "negative": torch.Tensor.neg_}
 
 
 class Score(ABC):
@@ -55,6 +61,10 @@ class Score(ABC):
         """Required. Whether no number that it is made of is NaN or infinite."""
 
     @abstractmethod
+    def _grid(self, size: int) -> tuple[Float[Tensor, " s"], Int64[Tensor, " s"]]:
+        """Required. About so many entries, spread over rows and columns: (gradients, flattened positions)."""
+
+    @abstractmethod
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Required. (first flattened position, some of the gradient from there on), all of it once, in order."""
 
@@ -77,31 +87,52 @@ class Score(ABC):
         """
         positive("n", n)
         key = choose("order", by, _KEYS)
-        gone = None if exclude is None else exclude.unique()
-        best = ids = None
-        for start, block in self.blocks():
-            score = key(block).flatten()
-            if best is None or ids is None:
-                best, ids = score.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=score.device)
-            self._bar(score, start, gone, admissible)
-            found = _promising(score, n, best[-1] if len(best) == n else None)
-            best = torch.cat([best, score[found]])
-            ids = torch.cat([ids, found + start])
-            best, order = torch.topk(best, min(n, len(best)))
-            ids = ids[order]
-        assert best is not None and ids is not None  # no weight tensor is empty
-        keep = best > -torch.inf
-        indices = unravel(ids[keep], self.shape)
+        gone = None if exclude is None else _ascending(exclude)
+        search = partial(self._search, n, key, gone, admissible)
+        ids = search(self._guess(n, key, gone, admissible))
+        indices = unravel(ids if len(ids) == n else search(-torch.inf), self.shape)
         return indices, self.at(indices)
 
-    def _bar(self, score: Tensor, start: int, gone: Tensor | None, admissible: Admissible | None) -> None:
-        """Take the entries that do not count out of one block of scores."""
+    def _search(
+        self, n: int, key: Key, gone: Tensor | None, admissible: Admissible | None, bar: float
+    ) -> Int64[Tensor, " n"]:
+        """Flattened positions of the n entries that come first among those above the bar, in falling order."""
+        best: list[Tensor] = []
+        ids: list[Tensor] = []
+        for start, block in self.blocks():
+            score = self._barred(key(block).flatten(), start, gone, admissible)
+            found = (score > bar).nonzero().squeeze(-1)
+            best.append(score[found])
+            ids.append(found.add_(start))
+            if sum(map(len, best)) > 2 * n + BLOCK:
+                best, ids = _first(best, ids, n)
+                bar = float(best[0][-1])
+        return _first(best, ids, n)[1][0]
+
+    def _guess(self, n: int, key: Key, gone: Tensor | None, admissible: Admissible | None) -> float:
+        """A bar that a little more than n entries should pass, from a grid of some of them; −∞ for small tensors."""
+        total = math.prod(self.shape)
+        if total <= 4 * BLOCK:
+            return -torch.inf
+        score, ids = self._grid(GRID)
+        score = key(score)
+        if gone is not None:
+            score[_among(ids, gone)] = -torch.inf
+        if admissible is not None and not admissible.everything:
+            score[~admissible.contains(unravel(ids, self.shape))] = -torch.inf
+        expected = n * len(score) / total
+        place = math.ceil(expected + 3 * math.sqrt(expected) + 8)
+        return float(score.topk(place).values[-1]) if place <= len(score) else -torch.inf
+
+    def _barred(self, score: Tensor, start: int, gone: Tensor | None, admissible: Admissible | None) -> Tensor:
+        """One block of scores, without the entries that do not count."""
         if gone is not None:
             low, high = torch.searchsorted(gone, torch.tensor([start, start + len(score)], device=gone.device))
             score[gone[int(low) : int(high)] - start] = -torch.inf
         if admissible is not None and not admissible.everything:
             ids = torch.arange(start, start + len(score), device=score.device)
             score[~admissible.contains(unravel(ids, self.shape))] = -torch.inf
+        return score
 
 
 class Factors(Score):
@@ -142,6 +173,11 @@ class Factors(Score):
 
     def is_finite(self) -> bool:
         return bool(torch.isfinite(self.x).all() and torch.isfinite(self.g).all())
+
+    def _grid(self, size: int) -> tuple[Tensor, Tensor]:
+        rows, cols = _lines((self.g.shape[1], self.x.shape[1]), size, self.x.device)
+        score = self.g[:, rows].t() @ self.x[:, cols]
+        return score.flatten(), (rows[:, None] * self.x.shape[1] + cols).flatten()
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         width = self.x.shape[1]
@@ -188,6 +224,12 @@ class DenseGradient(Score):
     def is_finite(self) -> bool:
         return bool(torch.isfinite(self.gradient).all())
 
+    def _grid(self, size: int) -> tuple[Tensor, Tensor]:
+        height, width = math.prod(self.out_shape), math.prod(self.in_shape)
+        rows, cols = _lines((height, width), size, self.gradient.device)
+        ids = (rows[:, None] * width + cols).flatten()
+        return self.gradient.reshape(-1)[ids], ids
+
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         for number, block in enumerate(self.gradient.flatten().split(BLOCK)):
             yield number * BLOCK, block.clone()  # a search writes to it
@@ -203,15 +245,27 @@ def same_kind(one: Score, other: Score) -> None:
     )
 
 
-def _promising(score: Tensor, n: int, bar: Tensor | None) -> Tensor:
-    """Places that may be among the n highest: those above the bar, or above a guess that lets n through."""
-    if bar is not None:
-        return (score > bar).nonzero().squeeze(-1)
-    stride = len(score) // (8 * n)
-    if stride > 1:
-        sample = score[::stride]
-        guess = sample.topk(min(len(sample), 2 * n // stride + 8)).values[-1]
-        found = (score > guess).nonzero().squeeze(-1)
-        if len(found) >= n:
-            return found
-    return torch.arange(len(score), device=score.device)
+def _first(best: list[Tensor], ids: list[Tensor], n: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Of scores and positions in pieces the n that come first, in one piece, in falling order."""
+    scores = torch.cat(best)
+    values, order = torch.topk(scores, min(n, len(scores)))
+    return [values], [torch.cat(ids)[order]]
+
+
+def _ascending(ids: Int64[Tensor, " n"]) -> Int64[Tensor, " m"]:
+    """The ids in order, each once; those that are come back as they are."""
+    return ids if bool((ids[1:] > ids[:-1]).all()) else ids.unique()
+
+
+def _among(ids: Int64[Tensor, " n"], some: Int64[Tensor, " m"]) -> Bool[Tensor, " n"]:
+    """Which ids are among some that ascend."""
+    if not len(some):
+        return torch.zeros_like(ids, dtype=torch.bool)
+    return some[torch.searchsorted(some, ids).clamp_(max=len(some) - 1)] == ids
+
+
+def _lines(sizes: tuple[int, int], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns whose crossings are about `count` entries, spread evenly."""
+    share = math.sqrt(min(1.0, count / math.prod(sizes)))
+    rows, cols = (torch.linspace(0, n - 1, max(2, round(n * share)), device=device).long().unique() for n in sizes)
+    return rows, cols

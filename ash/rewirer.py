@@ -220,7 +220,7 @@ class Rewirer:
             reorder_state(self.optimizer, wiring, report.order)
         clear_state(self.optimizer, wiring, report.moved)
         if isinstance(wiring, DynamicWiring):
-            order = wiring.arrange()
+            order = wiring.arrange(report.moved if report.order is None else None)
             if order is not None:
                 reorder_state(self.optimizer, wiring, order)
             unused = torch.arange(wiring.stored_entries(), wiring.capacity, device=report.moved.device)
@@ -244,9 +244,11 @@ class Rewirer:
     def _explore(self) -> tuple[dict[str, float], float | None]:
         """Note the entries in use; the share ever in use, by layer and in all."""
         for name, each in self._explored.items():
-            weight = self.driven[name].rounded()
+            wiring = self.driven[name]
+            weight = wiring.rounded()
             assert weight is not None
-            each.add(ravel(weight.indices, weight.shape).unique())
+            ids = ravel(weight.indices, weight.shape)
+            each.add(ids if isinstance(wiring, DynamicWiring) else ids.unique())
         return {name: each.rate for name, each in self._explored.items()}, self.explored_total
 
     @property

@@ -198,9 +198,10 @@ class Boxes(Admissible):
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         box = torch.multinomial(self.volumes, count, replacement=True, generator=generator)
-        low, side = self.lows[box], (self.highs - self.lows + 1)[box]
-        uniform = torch.rand(side.shape, dtype=torch.float64, generator=generator)
-        return low + torch.minimum((uniform * side).long(), side - 1)
+        low, side = self.lows, self.highs - self.lows + 1
+        low, side = (low, side) if len(low) == 1 else (low[box], side[box])
+        uniform = torch.rand(count, len(self.shape), dtype=torch.float64, generator=generator)
+        return uniform.mul_(side).long().clamp_(max=side - 1).add_(low)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.lows)} boxes in {self.shape})"
@@ -285,9 +286,7 @@ class Mask(Admissible):
         weight[list(fixed)] = 1e30
         flat = positions.reshape(-1, len(self.shape))
         step = max(1, 2**20 // max(1, len(entries)))
-        found = [
-            entries[((part[:, None] - entries).square() * weight).sum(-1).argmin(-1)] for part in flat.split(step)
-        ]
+        found = [entries[((part[:, None] - entries).square() * weight).sum(-1).argmin(-1)] for part in flat.split(step)]
         return _pin(torch.cat(found).reshape(positions.shape), positions, fixed)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ash import DenseGradient, Everything, Factors, Mask, SourceBeforeTarget
 from ash.pattern import unravel
 from ash.wirings import drop_grow
-from ash.wirings.drop_grow import DROP_RULES, distribute, grow_largest, grow_random
+from ash.wirings.drop_grow import DROP_RULES, distribute, grow_largest, grow_random, merged_order
 
 VALUES = torch.tensor([0.5, -0.1, 2.0, -3.0, 0.2])
 GRADIENTS = torch.tensor([0.1, 9.0, 0.01, 0.001, 2.0])  # |w · g|: 0.05, 0.9, 0.02, 0.003, 0.4
@@ -82,6 +82,18 @@ def test_random_growth_is_uniform_over_what_is_free(enumerable: int, monkeypatch
 def test_all_that_is_free_can_grow() -> None:
     found = grow_random(5, torch.tensor([1, 2, 5, 8]), Everything((3, 3)), source())
     assert sorted(found.tolist()) == [0, 3, 4, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("keys", "moved", "expected"),
+    [
+        ([1, 9, 4, 0, 7], [1, 3], [3, 0, 2, 4, 1]),
+        ([1, 4, 7], [], [0, 1, 2]),
+        ([7, 1, 4], [2, 0, 1], [1, 2, 0]),
+    ],
+)
+def test_keys_that_moved_are_merged_into_the_rest(keys: list[int], moved: list[int], expected: list[int]) -> None:
+    assert merged_order(torch.tensor(keys), torch.tensor(moved, dtype=torch.int64)).tolist() == expected
 
 
 @pytest.mark.parametrize(

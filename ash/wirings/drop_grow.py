@@ -89,6 +89,20 @@ def _without(ids: Tensor, gone: Tensor) -> Tensor:
     return ids[gone[place] != ids]
 
 
+def merged_order(keys: Int64[Tensor, " n"], moved: Int64[Tensor, " m"]) -> Int64[Tensor, " n"]:
+    """The numbers of different keys in rising order, where all keys but those `moved` rise already."""
+    stays = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+    stays[moved] = False
+    rising, by_key = keys[moved].sort()
+    places = torch.searchsorted(keys[stays], rising).add_(torch.arange(len(moved), device=keys.device))
+    order = torch.empty_like(keys)
+    order[places] = moved[by_key]
+    free = torch.ones_like(stays)
+    free[places] = False
+    order[free] = stays.nonzero().squeeze(-1)
+    return order
+
+
 def distribute(total: int, claims: Sequence[float], limits: Sequence[int]) -> list[int]:
     """Whole numbers in proportion to the claims, none above its limit, that add up to `total` where limits allow.
 

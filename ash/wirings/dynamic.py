@@ -20,7 +20,7 @@ from ash.pattern import ravel, unravel
 from ash.sampling import generator_from, new_seed
 from ash.template import Admissible
 from ash.wirings.base import RewireReport, fan_in_uniform, version
-from ash.wirings.drop_grow import DROP_RULES, grow_largest, grow_random
+from ash.wirings.drop_grow import DROP_RULES, grow_largest, grow_random, merged_order
 from ash.wirings.static import StaticWiring
 
 _STARTS = {"zero": False, "fan_in": True}
@@ -89,7 +89,8 @@ class DynamicWiring(StaticWiring):
 
     def _make_room(self, capacity: int | None) -> None:
         k, most = len(self.indices), self.admissible.count()
-        twice = k - len(self.indices.unique(dim=0))
+        ids = ravel(self.indices, self.shape).sort().values
+        twice = int((ids[1:] == ids[:-1]).sum())
         require(not twice, f"{twice} entries that occur twice among {k} indices; expected different ones.")
         if capacity is None:
             capacity = min(4 * k, most) if self.exchanges else k
@@ -195,7 +196,7 @@ class DynamicWiring(StaticWiring):
         self.indices[moved] = unravel(grown, self.shape)
         self.values[moved] = 0.0
         self.count.add_(len(more))
-        order = self.arrange(dropped[n:]) if n < len(dropped) else None
+        order = self.arrange(left_out=dropped[n:]) if n < len(dropped) else None
         if order is not None:
             moved = torch.isin(order, moved).nonzero().squeeze(-1)
         if self.starts_filled:
@@ -208,10 +209,13 @@ class DynamicWiring(StaticWiring):
         self.values[moved] = values.to(self.values)[moved]
 
     @torch.no_grad()
-    def arrange(self, left_out: Int64[Tensor, " l"] | None = None) -> Int64[Tensor, " capacity"] | None:
+    def arrange(
+        self, moved: Int64[Tensor, " m"] | None = None, left_out: Int64[Tensor, " l"] | None = None
+    ) -> Int64[Tensor, " capacity"] | None:
         """Bring the entries into the order of their positions, which saves a permutation in every step.
 
         Args:
+            moved: numbers of the entries that may be out of order, where the others are in order; else any may.
             left_out: numbers of entries that are not in use any more.
 
         Returns:
@@ -224,10 +228,12 @@ class DynamicWiring(StaticWiring):
             keys[left_out] = torch.iinfo(torch.int64).max
             self.values[left_out] = 0.0
             self.count.sub_(len(left_out))
-        order = torch.arange(self.capacity, device=keys.device)
-        order[: len(keys)] = keys.argsort()
-        self.indices.copy_(self.indices[order])
-        self.values.copy_(self.values[order])
+        order = keys.argsort() if moved is None else merged_order(keys, moved)
+        if len(order) < self.capacity:
+            order = torch.cat([order, torch.arange(len(order), self.capacity, device=order.device)])
+        del keys
+        for column in (*self.indices.unbind(-1), self.values):  # one by one, to save memory
+            column.copy_(column[order])
         return order
 
     def __getstate__(self) -> dict[str, object]:
