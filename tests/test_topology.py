@@ -189,6 +189,18 @@ def test_boundaries_refuse_what_does_not_fit(nets, x, message):
         plot.boundaries(nets, x, CLASSES, cells=3)
 
 
+def test_a_heat_map_has_a_figure_in_every_cell_that_has_a_value(tmp_path):
+    ax, bar = plot.heat_map([[0.1, 0.9], [float("nan"), 0.5]], ["a", "b"], ["c", "d e"], tmp_path / "h.png").axes
+    assert [(text.get_text(), text.get_position()) for text in ax.texts] == [
+        ("0.1", (0, 0)), ("0.9", (1, 0)), ("0.5", (1, 1))]
+    assert ax.texts[0].get_color() != ax.texts[1].get_color() == "white"
+    assert ax.images[0].get_clim() == bar.get_ylim() == (0.1, 0.9)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["c", "d\ne"]
+    assert plot.heat_map([[3.0]], ["a"], ["b"]).axes[0].images[0].get_clim() == (2.5, 3.5)
+    with pytest.raises(UserError, match="2 rows and 1 columns"):
+        plot.heat_map([[1.0]], ["a", "b"], ["c"])
+
+
 def test_networkx_loads_with_the_first_drawing_and_pyplot_never():
     code = ("import sys, ash.plot as p; early = 'networkx' in sys.modules; p.topology({'n': [[[1.0]]]});"
             "p.node_graph([[0.0, 1.0], [0.0, 0.0]]);"
