@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ash import Anneal, Mask, SourceBeforeTarget, SparseLayer, SparseLinear, UserError, Wiring, contract
+from ash import Anneal, Mask, SourceBeforeTarget, SparseLayer, SparseLinear, UserError, Wiring, contract, jit
 from ash.wirings.choice import TopKBudget, equal_shares, largest, largest_per_group
 from ash.wirings.top_k import TopKWiring
 from tests.test_wirings import WiringSuite, pytest_generate_tests
@@ -112,15 +112,36 @@ def test_a_candidate_that_grows_replaces_another() -> None:
     assert weight.values.tolist() == [-8, -9]
 
 
+@pytest.fixture(params=[1 << 15, 0], ids=["plain", "compiled"])
+def _paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "LEAST_POINTS", request.param)
+
+
+@pytest.mark.usefixtures("_paths")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=40), st.data())
 def test_the_largest_by_sorting(scores: list[int], data: st.DataObject) -> None:
     """Whatever the guess, and with ties: as many as asked for, of the scores that sorting gives, in order."""
     k = data.draw(st.integers(1, len(scores)))
     bar = data.draw(st.one_of(st.none(), st.floats(-5, 5)))
     score = torch.tensor(scores, dtype=torch.float64)
-    places = largest(score, k, bar)
+    places, border = largest(score, k, bar)
     assert score[places].sort().values.tolist() == sorted(scores)[-k:]
+    assert border == sorted(scores)[-k]
     assert places.tolist() == sorted(set(places.tolist()))
+    ties = (score == border).nonzero().squeeze(-1).tolist()
+    assert [place for place in places.tolist() if place in ties] == ties[: len(set(places.tolist()) & set(ties))]
+
+
+@pytest.mark.usefixtures("_paths")
+def test_the_largest_of_many_step_by_step() -> None:
+    """The bar of the last choice finds the next one, also where all scores have jumped below or above it."""
+    score, bar = torch.rand(50_000, generator=torch.Generator().manual_seed(0)), None
+    for factor in (1.0, 0.99, 1.01, 0.1, 30.0):
+        score = score * factor
+        places, border = largest(score, 700, bar)
+        assert torch.equal(places, score.topk(700).indices.sort().values)
+        bar = 0.97 * border
 
 
 def test_the_largest_of_groups() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ash import jit
 from ash.checks import require
 from ash.distributions import share_out
 from ash.schedules import Schedule, at
@@ -16,26 +18,58 @@ from ash.wirings.base import version
 if TYPE_CHECKING:
     from ash.wirings.top_k import TopKWiring
 
-NEAR = 0.95
+NEAR = 0.97
 """Where the k largest are looked for first: above this share of the smallest score that was chosen the last time."""
+ROOM = 64
+"""Places that the compiled search has beyond 2k."""
 
 
-def largest(score: Float[Tensor, " n"], k: int, bar: float | None = None) -> Int64[Tensor, " k"]:
-    """Places of the k largest scores, ascending; of equal ones at the border the first.
+def largest(score: Float[Tensor, " n"], k: int, bar: float | None = None) -> tuple[Int64[Tensor, " k"], float]:
+    """Places of the k largest scores, ascending (of equal ones at the border the first), and the smallest of these.
 
-    `bar` is a guess below the k-th largest. It decides nothing, but where it is near a selection among few replaces
+    `bar` is a guess below the k-th largest. It decides nothing, but where it is near, a selection among few replaces
     one among all.
     """
-    found = None if bar is None else (score > bar).nonzero().squeeze(-1)
-    if found is None or len(found) < k:
-        found = torch.arange(len(score), device=score.device)
+    if bar is not None:
+        quick = _compiled(score, k, bar) if jit.serves(len(score), score) else _among(score, k, score > bar)
+        if quick is not None:
+            return quick
+    everything = _among(score, k, torch.ones_like(score, dtype=torch.bool))
+    assert everything is not None
+    return everything
+
+
+def _among(score: Tensor, k: int, candidates: Tensor) -> tuple[Tensor, float] | None:
+    """The k largest of some candidates; None where there are fewer."""
+    found = candidates.nonzero().squeeze(-1)
+    if len(found) < k:
+        return None
     near = score.index_select(0, found)
     border = near.topk(k, sorted=False).values.min()
     keep = near >= border
     surplus = int(keep.sum()) - k
     if surplus:
         keep[(near == border).nonzero().squeeze(-1)[-surplus:]] = False
-    return found[keep]
+    return found[keep], float(border)
+
+
+def _compiled(score: Tensor, k: int, bar: float) -> tuple[Tensor, float] | None:
+    """The same among the scores above the bar, where these are neither fewer than k nor far more."""
+    from ash.jit.select import above  # loads numba
+
+    (scores,) = jit.arrays(score)
+    found = np.empty(min(len(scores), 2 * k + ROOM), dtype=np.int64)
+    count = above(scores, bar, found)
+    if not k <= count <= len(found):
+        return None
+    found = found[:count]
+    near = scores[found]
+    border = np.partition(near, count - k)[count - k]
+    keep = near >= border
+    surplus = int(keep.sum()) - k
+    if surplus:
+        keep[np.flatnonzero(near == border)[-surplus:]] = False
+    return torch.from_numpy(found[keep]), float(border)
 
 
 def largest_per_group(score: Float[Tensor, "g s"], counts: Int64[Tensor, " g"]) -> Int64[Tensor, " k"]:
@@ -100,8 +134,8 @@ class TopKBudget:
         """The choice for every member, from the scores of all of them in a row."""
         parts = [each.scores() for each in self.members]
         whole = torch.cat(parts)
-        places = largest(whole, self.k, self._bar)
-        self._bar = NEAR * float(whole[places].min())
+        places, border = largest(whole, self.k, self._bar)
+        self._bar = NEAR * border
         ends = torch.tensor([0] + [len(part) for part in parts]).cumsum(0)
         cuts = torch.searchsorted(places, ends.to(places.device)).tolist()
         for i, each in enumerate(self.members):

@@ -187,9 +187,8 @@ class TopKWiring(Wiring):
                 return self.budget.chosen(self)
             if self.per_output or self.n_of_m is not None:
                 return self._chosen_per_group()
-            score = self.scores()
-            places = largest(score, self.k, self._bar)
-            self._bar = NEAR * float(score[places].min())
+            places, border = largest(self.scores(), self.k, self._bar)
+            self._bar = NEAR * border
             return places
 
     def _chosen_per_group(self) -> Int64[Tensor, " n"]:
