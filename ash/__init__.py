@@ -10,6 +10,7 @@ from ash.contexts import Context
 from ash.contract import contract
 from ash.convert.freeze import freeze
 from ash.convert.sparsify import sparsify
+from ash.convert.strip import strip_dead_units
 from ash.count import count
 from ash.diagnose import diagnose
 from ash.distributions import LayerSize, allot
@@ -18,6 +19,7 @@ from ash.growth import DenseGradient, Factors, Score
 from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
 from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.conv import SparseConv2d
+from ash.layers.layer_graph import LayerGraph
 from ash.layers.linear import SparseLayer, SparseLinear
 from ash.layers.node_dynamics import Continuous, Discrete, Dynamics, Static
 from ash.layers.node_function import ChannelFunction, NodeFunction
@@ -70,6 +72,7 @@ __all__ = [
     "IndexTuples",
     "Kernel",
     "LayerSize",
+    "LayerGraph",
     "MLPHypernetwork",
     "Mask",
     "NodeFunction",
@@ -116,4 +119,5 @@ __all__ = [
     "reorder_state",
     "scale_penalty",
     "sparsify",
+    "strip_dead_units",
 ]
