@@ -22,6 +22,10 @@ many keep to it; `missed`, the names of those that do not. The figures with thei
 - `static_N_RIVAL`: a step of N × N random entries (99 % sparse at 4,096 with batch 128, 99.5 % at 8,192 with
   64) over one of `bare`, the three sparse products with nothing around them (the layer then has no bias);
   `sparselab`, the layer of that package; `dense`, `nn.Linear`.
+- `rigl_N_…`: a step of N × N at 99 % sparsity with SGD with momentum, batch 64: `seconds`, and with a rewiring
+  `rewiring_seconds`; `bytes`, of weights, optimizer and growth, two steps and a rewiring. `masked_rigl_N_…`: the same
+  of a dense weight with a mask. `rigl_N_masked`: a step over that of the masked one; `rigl_N_memory`: bytes over its;
+  `rigl_N_amortised`: time over its where every hundredth step is followed by a rewiring.
 """
 
 from __future__ import annotations
@@ -65,6 +69,10 @@ HYPER_RIVALS: dict[Literal["gather", "dense_hyper"], tuple[float | None, str]] =
     "gather": (2.5, "gather, multiply, index_add"),
     "dense_hyper": (0.2, "a dense hypernetwork layer"),
 }
+RIGL = {8192: (64, 0.01)}
+"""Batch and density of RigL's layer, by size."""
+PERIOD = 100
+"""Steps to a rewiring, where its time is spread over them."""
 RIVALS: dict[Literal["bare", "sparselab", "dense"], tuple[float | None, str]] = {
     "bare": (1.5, "three bare products"),
     "sparselab": (1.0, "sparselab"),
@@ -103,6 +111,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
     rows = [fill(row, done[row.name]) for row, _ in chosen]
     rows += growths(rows, options.quick)
     rows += adaptive_memory(rows, options.quick)
+    rows += rigl_ratios(rows, options.quick)
     _report(run, rows, load)
     return _summary(rows)
 
@@ -110,12 +119,14 @@ def run(options: Options, run: Run) -> dict[str, object]:
 def plan(quick: bool) -> list[tuple[Row, Case]]:
     """Every figure, not yet taken, with its case. Quick ones are few, tiny, and have no bars."""
     if not quick:
-        return [*_gaussians("all", ALL), *_gaussians("tuple", EACH), *_hypers(HYPER, RIVALLED), *_statics(STATIC)]
+        gaussians = [*_gaussians("all", ALL), *_gaussians("tuple", EACH)]
+        return [*gaussians, *_hypers(HYPER, RIVALLED), *_statics(STATIC), *_rigls(RIGL)]
     tiny = [
         *_gaussians("all", {128: NONE}),
         *_gaussians("tuple", {128: NONE, 256: NONE}),
         *_hypers((16, 32), 32),
         *_statics({128: (8, 0.05)}),
+        *_rigls({128: (8, 0.05)}),
     ]
     return [(replace(row, bar=None), replace(case, batch=QUICK_BATCH, budget=0.02, most=3)) for row, case in tiny]
 
@@ -161,6 +172,50 @@ def _hypers(sizes: Sequence[int], rivalled: int) -> list[tuple[Row, Case]]:
         )
         for rival, (bar, words) in HYPER_RIVALS.items()
     ]
+
+
+def _rigls(sizes: dict[int, tuple[int, float]]) -> list[tuple[Row, Case]]:
+    """RigL's layer and the masked one: a step, a step with a rewiring, memory; and the ratio of a step."""
+    found = []
+    names: dict[Literal["rigl", "masked_rigl"], str] = {"rigl": "RigL", "masked_rigl": "masked-dense RigL"}
+    for n, (batch, density) in sizes.items():
+        for layer, words in names.items():
+            what = f"{words} {n:,}², {1 - density:.0%} sparse"
+            case = Case(layer, "seconds", n, batch=batch, density=density)
+            found += [
+                (Row(f"{layer}_{n}_seconds", what, "seconds"), case),
+                (Row(f"{layer}_{n}_rewiring_seconds", f"{what}, with a rewiring", "seconds"), replace(case, every=1)),
+                (Row(f"{layer}_{n}_bytes", what, "bytes"), replace(case, figure="bytes", every=2)),
+            ]
+        case = Case("rigl", "ratio", n, batch=batch, density=density, rival="masked_rigl")
+        found.append((Row(f"rigl_{n}_masked", f"a step, RigL / masked-dense RigL {n:,}²", "ratio", 1 / 10), case))
+    return found
+
+
+def rigl_ratios(rows: Sequence[Row], quick: bool) -> list[Row]:
+    """Memory of RigL's layer over the masked one's, and time where every `PERIOD`-th step is followed by a rewiring."""
+    medians = {row.name: row.median for row in rows if row.shown and row.median}
+    found = []
+    for n in (int(name.split("_")[1]) for name in medians if name.startswith("rigl_") and name.endswith("_bytes")):
+        own, rival = medians[f"rigl_{n}_bytes"], medians.get(f"masked_rigl_{n}_bytes")
+        if own and rival:
+            what = f"memory, RigL / masked-dense RigL {n:,}²"
+            found.append(_single(f"rigl_{n}_memory", what, own / rival, None if quick else 1 / 15))
+    for n in (int(name.split("_")[1]) for name in medians if name.startswith("rigl_") and "rewiring" in name):
+        ours, theirs = (_amortised(medians, f"{layer}_{n}") for layer in ("rigl", "masked_rigl"))
+        if ours and theirs:
+            what = f"a step with a rewiring after each {PERIOD}th, RigL / masked-dense RigL {n:,}²"
+            found.append(_single(f"rigl_{n}_amortised", what, ours / theirs, None if quick else 1 / 10))
+    return found
+
+
+def _amortised(medians: dict[str, float], name: str) -> float | None:
+    plain, rewiring = medians.get(f"{name}_seconds"), medians.get(f"{name}_rewiring_seconds")
+    return None if plain is None or rewiring is None else (plain * (PERIOD - 1) + rewiring) / PERIOD
+
+
+def _single(name: str, what: str, ratio: float, bar: float | None) -> Row:
+    return Row(name, what, "ratio", bar, ratio, ratio, ratio)
 
 
 def _wanted(row: Row, options: Options) -> bool:

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from ash import GaussianWiring, SparseLinear, StaticWiring
 from experiments.benchmark_hyper import INPUTS, OUTPUTS, DenseHyper, Gathered, adaptive
 from experiments.benchmark_oracle import check_gaussian, check_hyper, check_static
+from experiments.benchmark_rigl import MaskedLinear, check_rigl, masked_step, sparse_layer, sparse_step
 from experiments.measure import peak_above, spread, timed, trimmed_bytes
 
 Step = Callable[[], object]
@@ -35,23 +36,25 @@ class Case:
 
     Attributes:
         layer: `gaussian`, with as many tuples as rows, 2 + 2 samples; `static`; `hyper`, 784 → 256 with `size`
-            tuples for every instance; or `dense_hyper`, all weights for every instance.
+            tuples for every instance; `dense_hyper`, all weights for every instance; `rigl`, or `masked_rigl`, a dense
+            weight with a mask, both with SGD.
         figure: `seconds` of a step, `bytes` at its peak, or the `ratio` of its seconds to those of a rival.
         size, batch: of the layer and its input.
         context: of the Gaussians.
-        density: of the static entries.
+        density: of the static entries and of RigL's. every: steps between RigL's rewirings; 0: none.
         rival: of the static layer: `bare`, the three products alone; `sparselab`'s layer; or `dense`. Of the
-            adaptive one: `gather`, the product alone; or `dense_hyper`.
+            adaptive one: `gather`, the product alone; or `dense_hyper`. Of RigL: `masked_rigl`.
         budget: seconds of measuring, roughly. most: rounds at most.
     """
 
-    layer: tyro.conf.Positional[Literal["gaussian", "static", "hyper", "dense_hyper"]]
+    layer: tyro.conf.Positional[Literal["gaussian", "static", "hyper", "dense_hyper", "rigl", "masked_rigl"]]
     figure: Literal["seconds", "bytes", "ratio"] = "seconds"
     size: int = 512
     batch: int = 64
     context: Literal["tuple", "all"] = "all"
     density: float = 0.01
-    rival: Literal["bare", "sparselab", "dense", "gather", "dense_hyper"] = "bare"
+    every: int = 0
+    rival: Literal["bare", "sparselab", "dense", "gather", "dense_hyper", "masked_rigl"] = "bare"
     budget: float = 30.0
     most: int = 31
 
@@ -74,7 +77,8 @@ def run(case: Case) -> dict[str, Any]:
     begun = trimmed_bytes()
     error = CHECKS[case.layer](case)
     batch = WARM_INSTANCES if "hyper" in case.layer else WARM_BATCH
-    _prepare(dataclasses.replace(case, size=WARM_SIZE, batch=batch, density=WARM_DENSITY))()
+    every = min(case.every, 1)
+    _prepare(dataclasses.replace(case, size=WARM_SIZE, batch=batch, density=WARM_DENSITY, every=every))()
     if case.figure == "bytes":
         loaded = trimmed_bytes() - begun
         return {"error": error, "loaded": loaded, **spread([peak_above(lambda: _prepare(case))])}
@@ -105,6 +109,10 @@ def _prepare(case: Case) -> Step:
         return _step(DenseHyper(), case, INPUTS, OUTPUTS)
     if case.layer == "gaussian":
         return _step(SparseLinear(n, n, wiring=GaussianWiring(n, n, n, context=case.context)), case)
+    if case.layer == "rigl":
+        return _train(sparse_step(sparse_layer(n, case.density), case.every), case)
+    if case.layer == "masked_rigl":
+        return _masked_rigl(case)
     bias = case.figure != "ratio" or case.rival != "bare"
     return _step(SparseLinear(n, n, bias, wiring=StaticWiring(n, n, density=case.density)), case)
 
@@ -119,6 +127,21 @@ def _step(layer: nn.Module, case: Case, inputs: int = 0, outputs: int = 0) -> St
         layer(x).backward(g)
 
     return step
+
+
+def _train(train: Callable[[Tensor, Tensor], object], case: Case) -> Step:
+    """A training step with its optimizer's, on a batch whose gradient is wanted too."""
+    x, g = torch.randn(case.batch, case.size, requires_grad=True), torch.randn(case.batch, case.size)
+
+    def step() -> None:
+        x.grad = None
+        train(x, g)
+
+    return step
+
+
+def _masked_rigl(case: Case) -> Step:
+    return _train(masked_step(MaskedLinear(case.size, case.density), case.every), case)
 
 
 def _bare(case: Case) -> Step:
@@ -160,12 +183,15 @@ RIVALS: dict[str, Callable[[Case], Step]] = {
     "dense": _dense,
     "gather": _gather,
     "dense_hyper": _dense_hyper,
+    "masked_rigl": _masked_rigl,
 }
 CHECKS: dict[str, Callable[[Case], float | None]] = {
     "static": lambda case: check_static(),
     "gaussian": lambda case: check_gaussian(case.context),
     "hyper": lambda case: check_hyper(),
     "dense_hyper": lambda case: None,
+    "rigl": lambda case: check_rigl(),
+    "masked_rigl": lambda case: None,
 }
 
 

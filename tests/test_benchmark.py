@@ -13,7 +13,7 @@ import pytest
 import torch
 import tyro
 
-from experiments import benchmark, benchmark_cases, benchmark_oracle
+from experiments import benchmark, benchmark_cases, benchmark_oracle, benchmark_rigl
 from experiments.__main__ import main
 from experiments.benchmark import fill, growths, plan, spawn
 from experiments.benchmark_cases import Case
@@ -62,7 +62,7 @@ def test_the_peak_counts_what_is_made_and_what_a_step_takes() -> None:
 
 
 def test_the_oracle_accepts_the_layers() -> None:
-    errors = [benchmark_oracle.check_static(), benchmark_oracle.check_hyper()]
+    errors = [benchmark_oracle.check_static(), benchmark_oracle.check_hyper(), benchmark_rigl.check_rigl()]
     errors += map(benchmark_oracle.check_gaussian, ("all", "tuple"))
     assert max(errors) <= benchmark_oracle.TOLERANCE
 
@@ -91,6 +91,8 @@ def test_a_case_survives_the_command_line(case: Case) -> None:
         Case("hyper", "ratio", rival="gather", **TINY),
         Case("hyper", "ratio", rival="dense_hyper", **TINY),
         Case("hyper", "bytes", **TINY),
+        Case("rigl", "ratio", density=0.1, every=1, rival="masked_rigl", **TINY),
+        Case("rigl", "bytes", density=0.1, every=2, **TINY),
     ],
     ids=lambda case: f"{case.layer}-{case.figure}-{case.rival}",
 )
@@ -179,6 +181,41 @@ def test_memory_of_the_adaptive_layer_for_each_point() -> None:
     assert found["hyper_dense_memory"].median == 1024 * 5120 / 1e7
     assert "10" in table(list(found.values()))
     assert benchmark.adaptive_memory([], quick=False) == []
+
+
+def test_rigl_beside_the_masked_one() -> None:
+    figures = {"rigl_128_seconds": 1.0, "rigl_128_rewiring_seconds": 101.0, "rigl_128_bytes": 3.0,
+               "masked_rigl_128_seconds": 9.0, "masked_rigl_128_rewiring_seconds": 109.0,
+               "masked_rigl_128_bytes": 60.0}  # fmt: skip
+    rows = [replace(row, median=figures[row.name]) for row, _ in plan(True) if row.name in figures]
+    found = {row.name: row for row in benchmark.rigl_ratios(rows, quick=False)}
+    assert {name: row.median for name, row in found.items()} == {"rigl_128_memory": 0.05, "rigl_128_amortised": 0.2}
+    assert [row.ok for row in found.values()] == [True, False]  # 1/15 and 1/10
+    assert [row.bar for row in benchmark.rigl_ratios(rows, quick=True)] == [None, None]
+    assert benchmark.rigl_ratios(rows[:1], quick=False) == []
+
+
+def test_the_oracle_finds_a_rewiring_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_rigl, "sparse_step", lambda layer, every: _forgetful(layer))
+    with pytest.raises(AssertionError, match="off by"):
+        benchmark_rigl.check_rigl()
+
+
+def _forgetful(layer: Any) -> Any:
+    """Training that keeps the momentum of what was dropped for what grows."""
+    from ash import Rewirer
+
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
+    rewirer = Rewirer(layer, optimizer, every=2, end=100, fraction=lambda _: 0.3)
+    rewirer.optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+
+    def step(x: torch.Tensor, g: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        layer(x).backward(g)
+        optimizer.step()
+        rewirer.step()
+
+    return step
 
 
 def test_the_table_shows_units_bars_and_verdicts() -> None:
