@@ -11,6 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from ash.checks import require
+from ash.layers.node_graph import NodeGraph
+from ash.operations import POOLS, node_operations, positions, read_shares
 from ash.pattern import INT32_MAX
 from ash.wirings.base import Wiring
 from ash.wirings.hyper import HyperWiring
@@ -28,9 +30,12 @@ class Figures:
         row_pointers: numbers of CSR's row pointers; not among the stored numbers.
         biases: numbers of biases; not among the stored numbers.
         flops: operations for one instance, 2 for each entry (a multiplication and an addition). Where a layer
-            shares its weight over extra dimensions (pixels), for each of their positions. Known for sparse
-            layers, linear ones and convolutions; 0 for other modules. An adaptive wiring's are those of one
-            pass through each layer of its hypernetwork and of the entries that this emits.
+            shares its weight over extra dimensions (pixels), for each of their positions if an example is given,
+            and for one of them otherwise. Known for sparse layers, linear ones, convolutions, node graphs and, with
+            an example, average pooling (2 for each number that it takes); 0 for other modules. An adaptive wiring's
+            are those of one pass through each layer of its hypernetwork and of the entries that this emits. A node
+            graph's are those of its edges and of the functions of the nodes that an edge reads, at every step of
+            discrete time; the convolutions of its `entry` count for the input nodes that are read.
         training_numbers: what the `state_dict` of a wiring holds besides: means, anchors, scales, fixed
             columns, proposals, counts. The optimizer's state is not known here.
         dense_weights: numbers of the dense tensors of the same shapes.
@@ -80,8 +85,13 @@ class Count(Figures):
         return aligned([head, *rows, ["total", "", *_cells(self)]], text=2)
 
 
-def count(model: nn.Module) -> Count:
+def count(model: nn.Module, example: Tensor | None = None) -> Count:
     """Count the stored numbers, index bytes and operations of a model, for each layer and in total.
+
+    Args:
+        model: any module.
+        example: an input `(b, …)` of the model; one pass of it in evaluation tells at how many positions each layer
+            is used, which its FLOPs are multiplied by.
 
     A sparse layer counts in its inference form, a value and one flattened index for every entry or rounded
     tuple, whether the value is learned or fixed, and whether or not two tuples round to the same entry. A
@@ -91,9 +101,29 @@ def count(model: nn.Module) -> Count:
     Raises `UserError` for a lazy module that has seen no input.
     """
     seen: set[int] = set()
-    layers = [_layer(name, module, seen) for name, module in _layers(model)]
+    use = _Use(read_shares(model), {} if example is None else positions(model, example))
+    layers = [_layer(name, module, seen, use) for name, module in _layers(model)]
     layers = [each for each in layers if any(getattr(each, name) for name in NAMES)]
     return Count(layers=tuple(layers), **_sum(layers))
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Which share of its channels a module computes, and at how many positions, by `id`; 1 where it is not known."""
+
+    shares: dict[int, float]
+    positions: dict[int, int]
+
+    def of(self, module: nn.Module) -> int:
+        """Times that each weight is used."""
+        times = module.dynamics.times if isinstance(module, NodeGraph) else 1
+        return times * self.positions.get(id(module), 1)
+
+    def dense(self, module: nn.Module, flops: int) -> int:
+        """Of a module's own weights, `flops` at one position."""
+        if isinstance(module, POOLS):
+            return 2 * self.positions.get(id(module), 0)
+        return round(flops * self.shares.get(id(module), 1.0)) * self.of(module)
 
 
 def aligned(rows: Sequence[Sequence[str]], text: int) -> str:
@@ -122,42 +152,45 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _layer(name: str, module: nn.Module, seen: set[int]) -> LayerCount:
+def _layer(name: str, module: nn.Module, seen: set[int], use: _Use) -> LayerCount:
     """A module's own parameters and the wirings right below it; `seen` holds what is stored already."""
     if isinstance(module, Wiring):
-        return LayerCount(name=name, kind=type(module).__name__, **_wiring(module, seen))
+        return LayerCount(name=name, kind=type(module).__name__, **_wiring(module, seen, 1))
     wirings = [each for each in module._modules.values() if isinstance(each, Wiring)]
-    parts = [Figures(**_wiring(each, seen)) for each in wirings]
+    parts = [Figures(**_wiring(each, seen, use.of(module))) for each in wirings]
     kinds = "+".join(type(each).__name__ for each in wirings)
     kind = f"{type(module).__name__}({kinds})" if kinds else type(module).__name__
-    return LayerCount(name=name, kind=kind, **_sum([Figures(**_own(name, module, seen)), *parts]))
+    own = _own(name, module, seen)
+    own["flops"] = use.dense(module, own["flops"])
+    return LayerCount(name=name, kind=kind, **_sum([Figures(**own), *parts]))
 
 
-def _wiring(wiring: Wiring, seen: set[int]) -> dict[str, int]:
+def _wiring(wiring: Wiring, seen: set[int], times: int) -> dict[str, int]:
     entries, rows, cols = wiring.stored_entries(), math.prod(wiring.out_shape), math.prod(wiring.in_shape)
+    flops = 2 * entries * times
     if _again(wiring, seen):
-        return {"flops": 2 * entries}
+        return {"flops": flops}
     if isinstance(wiring, HyperWiring):
-        return _adaptive(wiring)
+        return _adaptive(wiring, flops)
     rest = sum(each.numel() for name, each in _held(wiring) if name not in wiring.inference_tensors)
     return {
         "values": entries,
         "indices": entries,
         "index_bytes": entries * (4 if max(rows, cols, entries) <= INT32_MAX else 8),
         "row_pointers": rows + 1,
-        "flops": 2 * entries,
+        "flops": flops,
         "training_numbers": rest,
         "dense_weights": rows * cols,
     }
 
 
-def _adaptive(wiring: HyperWiring) -> dict[str, int]:
+def _adaptive(wiring: HyperWiring, flops: int) -> dict[str, int]:
     """All that is learned is a stored value; index tuples are emitted and stored nowhere."""
     learned = sum(p.numel() for p in wiring.parameters())
     inside = [_own("", module, set()) for module in wiring.hypernetwork.modules()]
     return {
         "values": learned,
-        "flops": 2 * wiring.stored_entries() + sum(each["flops"] for each in inside),
+        "flops": flops + sum(each["flops"] for each in inside),
         "training_numbers": sum(each.numel() for _, each in _held(wiring)) - learned,
         "dense_weights": math.prod(wiring.shape),
     }
@@ -183,6 +216,8 @@ def _own(name: str, module: nn.Module, seen: set[int]) -> dict[str, int]:
     values = sum(fresh.values()) - biases
     product = isinstance(module, (nn.Linear, _ConvNd)) and "weight" in given
     flops = 2 * given["weight"].numel() if product else 0
+    if isinstance(module, NodeGraph):
+        flops = node_operations(module)
     return {"values": values, "biases": biases, "flops": flops, "dense_weights": values}
 
 

@@ -158,7 +158,8 @@ def test_values_and_gradients_are_those_of_a_loop_over_nodes(wiring: str, dynami
     expected = reference(graph, weight, weight.to_dense(), x)
     assert torch.allclose(y, expected)
     g = torch.randn_like(y)
-    found, right = (torch.autograd.grad((out * g).sum() + 0 * x.sum(), [x, *leaves], allow_unused=True) for out in (y, expected))
+    losses = [(out * g).sum() + 0 * x.sum() for out in (y, expected)]
+    found, right = (torch.autograd.grad(loss, [x, *leaves], allow_unused=True) for loss in losses)
     for one, other, p in zip(found, right, [x, *leaves], strict=True):
         one, other = (torch.zeros_like(p) if t is None else t for t in (one, other))
         if p is getattr(graph.wiring, "candidate", None) and wiring == "candidates":
@@ -284,7 +285,7 @@ def test_batch_norm_keeps_the_statistics_of_every_node(hidden: int | tuple[int, 
     assert torch.allclose(graph.function.norm.running_mean[:2], norm.running_mean)
     assert torch.allclose(graph.function.norm.running_var[:2], norm.running_var)
     assert (graph.function.norm.running_var[2:5] != 1).all()
-    assert graph.function.norm.running_var[5] == 1  # the output has no function
+    assert len(graph.function.norm.running_var) == 5  # the output has no function
     x = torch.randn(4, 2)
     graph.eval(), norm.eval()
     assert torch.allclose(graph(x)[:1], graph(x[:1]), atol=1e-6)
@@ -335,6 +336,7 @@ def test_an_entry_takes_the_place_of_the_input_nodes_function() -> None:
     x = torch.randn(2, 3, 8, 6, dtype=torch.float64)
     assert graph(x).shape == (2, OUTPUTS, 4, 3)
     assert torch.equal(graph(x), bare(entry(x)))
+    assert torch.allclose(graph.eval().frozen()(x), graph(x))
 
 
 # --- order and dead nodes ------------------------------------------------------------------------------
@@ -444,7 +446,7 @@ def test_a_frozen_graph_has_live_nodes_and_edges_only() -> None:
     frozen = graph.frozen()
     assert frozen.read.tolist() == [0] and frozen.given.tolist() == [0]
     assert frozen.graph.nodes == 3 and frozen.graph.wiring.stored_entries() == 2
-    assert frozen.graph.function.weight.shape == (3, 1, 3, 3)
+    assert frozen.graph.function.weight.shape == (2, 1, 3, 3)
     x = image()
     assert torch.equal(frozen(x)[:, 1], torch.zeros(2, 3, 2, dtype=torch.float64))
     assert torch.allclose(frozen(x), graph(x))

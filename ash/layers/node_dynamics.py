@@ -103,6 +103,10 @@ class Dynamics(ABC):
         """Required. The edges that can be used."""
 
     @abstractmethod
+    def functional(self, sizes: Sizes, entry: bool) -> tuple[int, int]:
+        """Required. The first node that has a function, and the one after the last; `entry` serves the inputs."""
+
+    @abstractmethod
     def __call__(
         self, sizes: Sizes, function: NodeFunction, weight: SparseWeight, x: Tensor, how: Evaluation
     ) -> Tensor:
@@ -111,10 +115,16 @@ class Dynamics(ABC):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation needs besides: the backend, and who is to receive the gradient by every edge."""
+    """What an evaluation needs besides.
+
+    Attributes:
+        backend: of products. candidates: `(n, n)`, what is to receive the gradient by every edge, if anything is.
+        first: the first node that has a function.
+    """
 
     backend: str = "auto"
     candidates: Tensor | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,9 @@ class Static(Dynamics):
 
     def admissible(self, sizes: Sizes) -> Admissible:
         return static_edges(sizes.inputs, sizes.hidden, sizes.outputs)
+
+    def functional(self, sizes: Sizes, entry: bool) -> tuple[int, int]:
+        return (sizes.inputs if entry else 0), sizes.senders
 
     def __call__(
         self, sizes: Sizes, function: NodeFunction, weight: SparseWeight, x: Tensor, how: Evaluation
@@ -146,7 +159,7 @@ class Static(Dynamics):
                 total = EveryEdge.apply(total, wanted[step], everything, usable, width)
             if stop == sizes.n:
                 break
-            message = function(total, plan.nodes(start, stop))
+            message = function(total, plan.nodes(start, stop, how.first))
             sent = torch.cat([sent, message if plan.all_live else mask(message, plan.live[..., start:stop])], 1)
         everything.append(sent.detach())
         return total
@@ -161,6 +174,9 @@ class InTime(Dynamics):
 
     def admissible(self, sizes: Sizes) -> Admissible:
         return Everything((sizes.n, sizes.n))
+
+    def functional(self, sizes: Sizes, entry: bool) -> tuple[int, int]:
+        return 0, sizes.n
 
     def __call__(
         self, sizes: Sizes, function: NodeFunction, weight: SparseWeight, x: Tensor, how: Evaluation

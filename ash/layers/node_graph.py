@@ -32,8 +32,9 @@ class NodeGraph(nn.Module):
         wiring: a `Wiring` of shape (n,) × (n,), or a factory, which is called with `admissible`, the edges that the
             dynamics can use: so k counts usable edges only. A `GaussianWiring` of density 0.1 by default.
         dynamics: `"static"`, `"discrete"`, `"continuous"`, or a `Static`, `Discrete`, `Continuous` with options.
-        function: what nodes do: the name of a `ChannelFunction`, a `NodeFunction`, a factory called with n, or a
-            module without parameters, such as `nn.ReLU()`.
+        function: what nodes do: the name of a `ChannelFunction`, a `NodeFunction`, a factory called with the number of
+            nodes that have a function (all but a static graph's outputs, and its inputs where there is an `entry`), or
+            a module without parameters, such as `nn.ReLU()`.
         norm: `"instance"` or `"batch"`, for a function by name.
         entry: a module in place of the input nodes' own function, from the graph's input to what these nodes send (in
             time: to their first state), `(b, inputs, *space)`: a convolution with a stride; `nn.Identity()`.
@@ -77,7 +78,9 @@ class NodeGraph(nn.Module):
         n = self.sizes.n
         allowed = self.dynamics.admissible(self.sizes)
         self.wiring = make_wiring(wiring, (n,), (n,), admissible=allowed, device=device, dtype=dtype)
-        self.function = make_function(function, n, norm).to(device=device, dtype=dtype)
+        self.functional = self.dynamics.functional(self.sizes, entry is not None)
+        made = make_function(function, self.functional[1] - self.functional[0], norm)
+        self.function = made.to(device=device, dtype=dtype)
         self.entry = entry if entry is None else entry.to(device=device, dtype=dtype)
         self._check_edges()
 
@@ -102,7 +105,7 @@ class NodeGraph(nn.Module):
             check_finite(x, self)
         first = self._enter(x)
         weight = self.wiring(x if condition is None else condition)
-        how = Evaluation(self.backend, candidates_of(self.wiring, weight))
+        how = Evaluation(self.backend, candidates_of(self.wiring, weight), self.functional[0])
         return self.dynamics(self.sizes, self.function, weight, first, how)
 
     def _enter(self, x: Tensor) -> Tensor:
@@ -202,7 +205,7 @@ def _live_part(sizes: Sizes, weight: SparseWeight, static: bool) -> tuple[Tensor
 
 def _smaller(whole: NodeGraph, edges: Tensor, values: Tensor, ids: Tensor) -> NodeGraph:
     """The graph of the nodes `ids` alone."""
-    sizes, m = whole.sizes, len(ids)
+    sizes, m, (first, last) = whole.sizes, len(ids), whole.functional
     number = torch.full((sizes.n,), -1, device=ids.device)
     number[ids] = torch.arange(m, device=ids.device)
     weight = SparseWeight(number[edges], values, (m,), (m,))
@@ -215,7 +218,7 @@ def _smaller(whole: NodeGraph, edges: Tensor, values: Tensor, ids: Tensor) -> No
         counts[-1],
         wiring=FrozenWiring(weight),
         dynamics=whole.dynamics,
-        function=whole.function.select(ids),
+        function=whole.function.select(ids[(ids >= first) & (ids < last)] - first),
         entry=None if whole.entry is None else nn.Identity(),
         backend=whole.backend,
     )

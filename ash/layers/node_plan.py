@@ -65,9 +65,9 @@ class Plan:
         """Nodes that no edge reaches and that are ranked behind the inputs, before all steps: they send zero."""
         return self.steps[0][0] - self.sizes.inputs
 
-    def nodes(self, start: int, stop: int) -> Nodes:
-        """The nodes of a range of ranks."""
-        return slice(start, stop) if self.order is None else self.order[start:stop]
+    def nodes(self, start: int, stop: int, first: int) -> Nodes:
+        """The nodes of a range of ranks, counted from `first`, the first one that has a function."""
+        return slice(start - first, stop - first) if self.order is None else self.order[start:stop] - first
 
     def parts(self) -> Part:
         """The weight of a range of targets, by rank; its sources are the nodes before."""
