@@ -26,6 +26,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "sort": Experiment("experiments.sort", "sort vectors of numbers with one adaptive layer"),
     "mnist_sort": Experiment("experiments.mnist_sort", "sort lists of handwritten numbers, given only their order"),
     "attention": Experiment("experiments.attention", "classify digits amid clutter by glimpses, placed from a view"),
+    "hosts": Experiment("experiments.hosts", "every wiring in every host, beside the host without a weight"),
+    "moons": Experiment("experiments.moons", "tell two half circles apart with 101 parameters, over a hundred seeds"),
+    "dnw": Experiment("experiments.dnw", "discover the wiring of a neural graph whose nodes are channels"),
     "shared_kernel": Experiment(
         "experiments.shared_kernel", "find a convolution with index tuples that choose among nine scalars"
     ),

@@ -1,0 +1,337 @@
+"""Test error against density: LeNet-300-100 on MNIST, wired in every way.
+
+The protocol of the tables of Sparse Momentum and its peers: 100 epochs, batches of 100, a tenth of the training set
+for validation, SGD 0.1 with momentum 0.9 and L2 of 5e-4. `--wiring` chooses any of
+
+  dense     all weights
+  static    random entries that stay
+  set       the smallest are dropped, random ones grow
+  rigl      the smallest are dropped, those of the largest gradient grow
+  snfs      Sparse Momentum: by momentum, and between layers
+  dsr       one threshold for all layers, random growth
+  top_k     DNW: the largest of dense candidates, all of which learn
+  gaussian  index tuples whose inputs are Gaussians that are learned; the first layer's are (row, column)
+
+`--density` is the share of the net's 784*300 + 300*100 + 100*10 = 266,200 weights that exist (index tuples: that are
+stored), biases apart; `--distribution` says how layers share them. What is reported is the error at the final epoch,
+of the net as it is stored; nothing is chosen by the test set.
+
+Data: IDX files in --data-dir (MNIST or a set in its format), else scikit-learn's digits, 8 x 8. Run s of `--seeds` has
+the seed `--seed` + s, which decides the validation part, the initial net, the order of the data and random growth.
+
+`--evaluate RUN` takes the nets that the run in that folder has trained and gives their test errors again.
+
+Keys of summary.json: `dataset`, `rows`, a list with `wiring`, `density`, `test_error` (mean over the seeds, a share),
+`spread` (standard deviation over the seeds), `test_errors`, `validation_error`, `entries`, `stored_numbers` (a value
+and an index for every entry; a dense net has values alone), `seconds` (of a seed), `explored` (share of the weights
+that has ever existed, looked at every 100 steps). The same as a table in table.md, in percent; picture: errors.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from ash import count
+from ash.checks import positive, require
+from ash.distributions import DISTRIBUTIONS
+from ash.plot import curves
+from experiments import checkpoint
+from experiments.classify import accuracy
+from experiments.data import Images, digits, download_mnist, mnist, standardise, train_validation
+from experiments.mnist import change
+from experiments.runs import Run, RunOptions
+from experiments.sparsity_nets import RECIPES, Recipe, Task, build, restored, stored
+from experiments.sparsity_training import Trial, long_training
+
+Name = Literal["dense", "static", "set", "rigl", "snfs", "dsr", "top_k", "gaussian"]
+VALIDATION, QUICK, SAVE = 0.1, 500, 10
+"""Share of the training images for validation; images of a quick run; epochs between checkpoints."""
+
+
+@dataclass
+class Options(RunOptions):
+    """Options; where none is given, None stands for the wiring's own, see `sparsity_nets.RECIPES`."""
+
+    wiring: tuple[Name, ...] = ("rigl", "top_k", "gaussian", "static", "set", "snfs", "dsr", "dense")
+    """Which wirings."""
+    density: tuple[float, ...] = (0.01, 0.02, 0.05)
+    """Shares of the weights; a dense net has all of them, once."""
+    seeds: int = 3
+    """How many seeds, from --seed on."""
+    data_dir: Path | None = None
+    """Folder with MNIST's files; scikit-learn's digits without it."""
+    download: bool = False
+    """Fetch MNIST into --data-dir (data/mnist by default) and check it."""
+    distribution: Literal["uniform", "er", "erk"] = "er"
+    """How layers share the entries."""
+    epochs: int = 100
+    """Passes over the training set."""
+    batch: int | None = None
+    """Images in a batch."""
+    lr: float | None = None
+    """Learning rate of values and biases at the start; it goes to 0 by one cosine."""
+    weight_decay: float | None = None
+    """L2 in the gradient (SGD), decoupled (AdamW, Gaussians)."""
+    every: int | None = None
+    """Steps between rewirings."""
+    fraction: float | None = None
+    """Share of a layer's entries that is rewired, annealed to 0 by a cosine."""
+    average_over: int | None = None
+    """Steps before a rewiring whose gradients are averaged."""
+    evaluate: Path | None = None
+    """Folder of a run whose nets are to be tested again; nothing is trained."""
+
+    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"epochs"}
+    """One cosine spans the run, so that another number of epochs is another run."""
+
+    def resolved(self) -> Options:
+        """A quick run is short; an evaluation must not write over the run that it reads."""
+        changes: dict[str, Any] = {}
+        if self.quick:
+            changes = {"epochs": min(self.epochs, 2), "seeds": min(self.seeds, 1), "density": self.density[-1:]}
+        if self.evaluate is not None and self.out is not None and self.out.resolve() == self.evaluate.resolve():
+            changes["out"] = self.out / "evaluation"
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One net: its wiring, density and seed."""
+
+    wiring: str
+    density: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A name for it."""
+        return f"{self.wiring} {self.density:g} {self.seed}"
+
+
+def run(options: Options, run: Run) -> dict[str, object]:
+    """Train or evaluate, draw, and return the figures."""
+    check(options)
+    images = load(options)
+    if options.evaluate is not None:
+        return {"dataset": images.name, "rows": evaluate(options.evaluate, images, run)}
+    with long_training():
+        figures = train(options, images, run)
+    rows = [row(wiring, density, cells) for (wiring, density), cells in grouped(figures)]
+    run.path("table.md").write_text(table(rows), encoding="utf-8")
+    draw(rows, run.path("errors.png"))
+    return {"dataset": images.name, "rows": rows}
+
+
+def check(options: Options) -> None:
+    """Raise `UserError` for numbers that no run can do with."""
+    for density in options.density:
+        require(0 < density <= 1, f"--density {density}; expected shares above 0 and at most 1.")
+    require(bool(options.density) and bool(options.wiring), "no --density or no --wiring; expected at least one each.")
+    for name in ("seeds", "epochs", "batch", "every", "average_over"):
+        value = getattr(options, name)
+        require(value is None or value >= 1, f"--{name.replace('_', '-')} {value}; expected at least 1.")
+    if options.lr is not None:
+        positive("--lr", options.lr)
+    if options.weight_decay is not None:
+        positive("--weight-decay", options.weight_decay, zero=True)
+    share = options.fraction
+    require(share is None or 0 <= share <= 1, f"--fraction {share}; expected a share from 0 to 1.")
+    assert options.distribution in DISTRIBUTIONS
+
+
+def load(options: Options) -> Images:
+    """The images as read, fewer in a quick run."""
+    folder = options.data_dir
+    if options.download:
+        folder = download_mnist(folder or Path("data") / "mnist")
+    images = digits() if folder is None else mnist(folder)
+    return change(images, lambda part: part[:QUICK]) if options.quick else images
+
+
+def prepared(images: Images, seed: int, device: torch.device) -> Images:
+    """With a validation part drawn by the seed, standardised, on the device."""
+    split = standardise(train_validation(images, VALIDATION, seed))
+    return change(split, lambda part: part.to(device))
+
+
+def task_of(images: Images) -> Task:
+    """What the nets have to do."""
+    height, width = images.train_x.shape[1:]
+    return Task((height, width), images.classes)
+
+
+def recipe_of(options: Options, wiring: str) -> Recipe:
+    """The wiring's own settings, and what the options say instead."""
+    names = ("batch", "lr", "weight_decay", "every", "fraction", "average_over")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return dataclasses.replace(RECIPES[wiring], **given)
+
+
+# --- training -------------------------------------------------------------------------------------------
+
+
+def cells_of(options: Options) -> Iterator[Cell]:
+    """All nets, in the order in which they are trained."""
+    for wiring in options.wiring:
+        for density in (1.0,) if wiring == "dense" else options.density:
+            for i in range(options.seeds):
+                yield Cell(wiring, density, options.seed + i)
+
+
+def train(options: Options, images: Images, run: Run) -> dict[Cell, dict[str, Any]]:
+    """Train every net that the checkpoint has not finished; the figures of all."""
+    saved = run.load()
+    state: dict[str, Any] = {"done": {}, "nets": {}, "trial": None} if saved is None else saved[1]
+    cells = list(cells_of(options))
+    bar = run.progress(len(cells) * options.epochs, "training", start=len(state["done"]) * options.epochs)
+    for cell in cells:
+        if cell.key not in state["done"]:
+            train_one(cell, options, prepared(images, cell.seed, run.device), run, state, bar)
+    return {cell: state["done"][cell.key] for cell in cells}
+
+
+def train_one(cell: Cell, options: Options, images: Images, run: Run, state: dict[str, Any], bar: Any) -> None:
+    """Train one net, from where the state has it; its figures and its inference form go to the state."""
+    torch.manual_seed(cell.seed)
+    recipe = recipe_of(options, cell.wiring)
+    steps = options.epochs * -(-len(images.train_y) // recipe.batch)
+    model = build(cell.wiring, task_of(images), cell.density, options.distribution, steps).to(run.device)
+    trial = Trial(model, recipe, images, options.epochs, cell.seed)
+    begun, before = time.perf_counter(), 0.0
+    if state["trial"] is not None:
+        before = state["trial"].pop("seconds")
+        trial.resume(state["trial"])
+        bar.update(trial.epoch)
+    start = run.step - trial.step
+    while trial.epoch < options.epochs:
+        loss = trial.run_epoch()
+        bar.update(1)
+        seconds = before + time.perf_counter() - begun
+        if trial.epoch % SAVE == 0 or trial.epoch == options.epochs:
+            about = {"wiring": cell.wiring, "density": cell.density, "seed": cell.seed, "epoch": trial.epoch}
+            run.log(start + trial.step, **about, loss=loss, validation_error=trial.error("validation"))
+            state["trial"] = trial.state() | {"seconds": seconds}
+            if trial.epoch < options.epochs:
+                run.save(start + trial.step, state)
+    state["trial"] = None
+    state["done"][cell.key] = figures_of(trial) | {"seconds": round(seconds, 1)}
+    state["nets"][cell.key] = stored(trial.model)
+    run.time(start + trial.step, net=cell.key)
+    run.save(start + trial.step, state)
+
+
+def figures_of(trial: Trial) -> dict[str, Any]:
+    """What is told of a net that is trained."""
+    size = count(trial.model)
+    return {
+        "test_error": trial.error("test"),
+        "validation_error": trial.error("validation"),
+        "entries": size.values,
+        "stored_numbers": size.stored_numbers,
+        "explored": trial.explored_total,
+    }
+
+
+def evaluate(folder: Path, images: Images, run: Run) -> list[dict[str, Any]]:
+    """The test errors of the nets that the run in `folder` has finished."""
+    saved = checkpoint.read(folder if folder.name == "checkpoint" else folder / "checkpoint")
+    require(
+        saved.meta["experiment"] == "sparsity",
+        f"--evaluate {folder} is of the experiment {saved.meta['experiment']!r}; expected one of 'sparsity'.",
+    )
+    found: dict[Cell, dict[str, Any]] = {}
+    for key, net in saved.state["nets"].items():
+        wiring, density, seed = key.split()
+        cell = Cell(wiring, float(density), int(seed))
+        own = prepared(images, cell.seed, run.device)
+        check_inputs(net, task_of(own), folder)
+        model = restored(net, task_of(own)).to(run.device)
+        found[cell] = {"test_error": 1 - accuracy(model, own.test_x, own.test_y)}
+    require(bool(found), f"the run in {folder} has finished no net yet; expected at least one; go on with --resume.")
+    return [
+        {"wiring": wiring, "density": density, **errors(cells)} for (wiring, density), cells in grouped(found)
+    ]
+
+
+def check_inputs(net: list[dict[str, torch.Tensor]], task: Task, folder: Path) -> None:
+    """Raise `UserError` unless a stored net is for images of the task's size."""
+    first, inputs = net[0], task.sizes["0"].inputs
+    if "weight" in first:
+        fits = first["weight"].shape[1] == inputs
+    else:
+        top = torch.tensor([*task.image] if first["indices"].shape[1] == 3 else [inputs])
+        fits = bool((first["indices"][:, 1:] < top).all())
+    height, width = task.image
+    require(
+        fits,
+        f"--evaluate {folder}: nets for other images; expected {height} x {width} pixels; give the --data-dir of "
+        "that run.",
+    )
+
+
+# --- what is reported -----------------------------------------------------------------------------------
+
+
+def grouped(figures: dict[Cell, dict[str, Any]]) -> Iterable[tuple[tuple[str, float], list[dict[str, Any]]]]:
+    """The figures of all seeds together, by wiring and density."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for cell, found in figures.items():
+        groups.setdefault((cell.wiring, cell.density), []).append(found)
+    return groups.items()
+
+
+def errors(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread of the test error."""
+    found = [cell["test_error"] for cell in cells]
+    spread = statistics.stdev(found) if len(found) > 1 else 0.0
+    return {"test_error": statistics.mean(found), "spread": spread, "test_errors": found}
+
+
+def row(wiring: str, density: float, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the summary."""
+    means = {
+        name: statistics.mean(cell[name] for cell in cells) for name in ("validation_error", "seconds", "explored")
+    }
+    same = {name: cells[0][name] for name in ("entries", "stored_numbers")}
+    return {"wiring": wiring, "density": density, **errors(cells), **means, **same}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown, errors in percent; the spread is the standard deviation over the seeds."""
+    head = ["wiring", "% of weights", "test error %", "spread", "validation error %", "stored numbers", "seconds"]
+    lines = [f"| {' | '.join([*head, 'explored'])} |", "|---" * 8 + "|"]
+    for each in rows:
+        cells = [
+            each["wiring"],
+            f"{100 * each['density']:g}",
+            f"{100 * each['test_error']:.2f}",
+            f"{100 * each['spread']:.2f}",
+            f"{100 * each['validation_error']:.2f}",
+            f"{each['stored_numbers']:,}",
+            f"{each['seconds']:.0f}",
+            f"{each['explored']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Error against density, a line per wiring; the dense net's error everywhere."""
+    densities = sorted({each["density"] for each in rows if each["wiring"] != "dense"}) or [1.0]
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for each in rows:
+        where = densities if each["wiring"] == "dense" else [each["density"]]
+        steps, values = series.setdefault(each["wiring"], ([], []))
+        steps += [100 * density for density in where]
+        values += [100 * each["test_error"]] * len(where)
+    series = {name: tuple(map(list, zip(*sorted(zip(*pair, strict=True)), strict=True)))  # type: ignore[misc]
+              for name, pair in series.items()}  # fmt: skip
+    curves(series, path, xlabel="weights that exist, %", ylabel="test error, %")
