@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -55,6 +56,10 @@ class Score(ABC):
     @abstractmethod
     def at(self, indices: Int64[Tensor, "n r"]) -> Float[Tensor, " n"]:
         """Required. The gradient at some entries."""
+
+    def kept(self) -> Score:
+        """The same, safe from what is written later to the tensors that it was made of; by default, itself."""
+        return self
 
     @abstractmethod
     def is_finite(self) -> bool:
@@ -146,17 +151,43 @@ class Factors(Score):
     def __init__(self, x: Float[Tensor, " b *in_shape"], g: Float[Tensor, " b *out_shape"]):
         require(x.shape[0] == g.shape[0], f"{x.shape[0]} inputs and {g.shape[0]} gradients; expected as many.")
         self.in_shape, self.out_shape = tuple(x.shape[1:]), tuple(g.shape[1:])
-        self.x, self.g = x.detach().flatten(1), g.detach().flatten(1)
+        self._parts: list[tuple[Tensor, Tensor, float]] = [(x.detach().flatten(1), g.detach().flatten(1), 1.0)]
+
+    @property
+    def x(self) -> Float[Tensor, "b i"]:
+        """Inputs, flattened; of all that was added up, one batch after the other."""
+        return self._whole()[0]
+
+    @property
+    def g(self) -> Float[Tensor, "b o"]:
+        """Gradients by the outputs, flattened."""
+        return self._whole()[1]
+
+    def _whole(self) -> tuple[Tensor, Tensor, float]:
+        """All parts as one; they are put together once, when they are first looked at."""
+        if len(self._parts) > 1 or self._parts[0][2] != 1.0:
+            x = torch.cat([x for x, _, _ in self._parts])
+            g = torch.cat([g if by == 1.0 else g * by for _, g, by in self._parts])
+            self._parts = [(x, g, 1.0)]
+        return self._parts[0]
+
+    def _of(self, parts: list[tuple[Tensor, Tensor, float]]) -> Factors:
+        made = copy.copy(self)
+        made._parts = parts
+        return made
 
     def __add__(self, other: Score) -> Factors:
-        """The sum of two gradients: their factors, concatenated (accumulation over micro-batches)."""
+        """The sum of two gradients: their factors, one after the other (accumulation over micro-batches)."""
         same_kind(self, other)
         assert isinstance(other, Factors)
-        x, g = torch.cat([self.x, other.x]), torch.cat([self.g, other.g])
-        return Factors(x.unflatten(1, self.in_shape), g.unflatten(1, self.out_shape))
+        return self._of([*self._parts, *other._parts])
+
+    def kept(self) -> Factors:
+        """With inputs of its own: a training loop may write the next batch over the last one."""
+        return self._of([(x.clone(), g, by) for x, g, by in self._parts])
 
     def scaled(self, by: float) -> Factors:
-        return Factors(self.x.unflatten(1, self.in_shape), (self.g * by).unflatten(1, self.out_shape))
+        return self._of([(x, g, own * by) for x, g, own in self._parts])
 
     def dense(self) -> Float[Tensor, "..."]:
         """The gradient itself, `(*out_shape, *in_shape)`."""
@@ -172,7 +203,7 @@ class Factors(Score):
         return torch.cat(parts) if parts else self.x.new_zeros(0)
 
     def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.x).all() and torch.isfinite(self.g).all())
+        return all(bool(torch.isfinite(t).all()) for x, g, _ in self._parts for t in (x, g))
 
     def _grid(self, size: int) -> tuple[Tensor, Tensor]:
         rows, cols = _lines((self.g.shape[1], self.x.shape[1]), size, self.x.device)

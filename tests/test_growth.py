@@ -118,6 +118,26 @@ def test_factors_add_up_over_batches() -> None:
     assert torch.allclose((one + other).dense(), one.dense() + other.dense())
 
 
+def test_sums_of_weighted_factors() -> None:
+    one, two, three = (make((2, 2), (3,), b) for b in (4, 5, 6))
+    total = ((one.scaled(0.5) + two).scaled(0.2) + three).scaled(-1.0)
+    assert torch.allclose(total.dense(), -0.1 * one.dense() - 0.2 * two.dense() - three.dense())
+    assert total.is_finite() and total.x.shape == (15, 3)
+    assert torch.allclose((total + one).dense(), total.dense() + one.dense())  # also once they are put together
+    assert not (total + one.scaled(torch.inf)).is_finite()
+
+
+def test_what_is_kept_does_not_change_with_the_input() -> None:
+    x, g = torch.randn(4, 3), torch.randn(4, 2)
+    factors = Factors(x, g)
+    kept, before = factors.kept(), factors.dense()
+    x.zero_()
+    assert torch.equal(kept.dense(), before)
+    assert (factors.dense() == 0).all()
+    dense = DenseGradient(before, 1)
+    assert dense.kept() is dense
+
+
 def test_it_is_the_gradient_of_a_dense_layer() -> None:
     x, weight = (
         torch.randn(8, 5, dtype=torch.float64),

@@ -112,7 +112,8 @@ class Wiring(nn.Module, ABC):
     def observe(self, score: Score) -> None:
         """Receive the gradient of the batch that has just been through; default: while `collecting`, add it up."""
         if self.collecting:
-            self._collected = score if self._collected is None else self._collected + score
+            own = score.kept()
+            self._collected = own if self._collected is None else self._collected + own
 
     def collected(self) -> Score | None:
         """The sum of what was observed while `collecting`, given once; None where there was nothing."""
