@@ -203,7 +203,8 @@ class Factors(Score):
         return torch.cat(parts) if parts else self.x.new_zeros(0)
 
     def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(t).all()) for x, g, _ in self._parts for t in (x, g))
+        finite = all(math.isfinite(by) for _, _, by in self._parts)
+        return finite and all(bool(torch.isfinite(t).all()) for x, g, _ in self._parts for t in (x, g))
 
     def _grid(self, size: int) -> tuple[Tensor, Tensor]:
         rows, cols = _lines((self.g.shape[1], self.x.shape[1]), size, self.x.device)
