@@ -24,6 +24,7 @@ from ash import (
     SparseConv2d,
     SparseWeight,
     StaticWiring,
+    TopKWiring,
     UserError,
     Wiring,
     count,
@@ -155,9 +156,10 @@ def test_channels_last_stays(backend: str, kernel: int) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", [Selected, partial(TopKWiring, density=0.4)])
 @pytest.mark.parametrize("last", [False, True])
-def test_a_candidate_gets_the_gradient_of_the_dense_kernel(backend: str, last: bool) -> None:
-    layer = SparseConv2d(3, 4, 3, padding=1, dtype=double, wiring=Selected, backend=backend)
+def test_a_candidate_gets_the_gradient_of_the_dense_kernel(backend: str, kind: Any, last: bool) -> None:
+    layer = SparseConv2d(3, 4, 3, padding=1, dtype=double, wiring=kind, backend=backend)
     if last:
         layer = layer.to(memory_format=torch.channels_last)
     dense, x = twin(layer), torch.randn(2, 3, 5, 5, dtype=double)
@@ -165,7 +167,9 @@ def test_a_candidate_gets_the_gradient_of_the_dense_kernel(backend: str, last: b
     assert torch.allclose(y, expected) and torch.allclose(dx, dx_expected)
     candidate = layer.wiring.candidate
     assert torch.allclose(candidate.grad, dense.weight.grad)
-    assert layer.wiring.values.grad is None
+    assert isinstance(layer.wiring, TopKWiring) or layer.wiring.values.grad is None
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from ash import (
     Codebook,
+    GateWiring,
     GaussianWiring,
     HyperWiring,
     MLPHypernetwork,
+    NodeGraph,
+    RigLWiring,
     SparseConv2d,
     SparseLayer,
     SparseLinear,
@@ -41,6 +44,8 @@ KINDS: dict[str, Callable[..., Any]] = {
     "instances": partial(GaussianWiring, density=0.3, per_instance=True),
     "codebook": lambda o, i, **more: GaussianWiring(o, i, density=0.3, values=Codebook(3), **more),
     "top_k": partial(TopKWiring, density=0.3),
+    "rigl": partial(RigLWiring, density=0.3),
+    "gate": GateWiring,
 }
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 FORMS: list[dict[str, str] | None] = [None, {"0": "csr", "4": "csr", "6": "csr"}]
@@ -62,12 +67,12 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 @each_kind
-@pytest.mark.parametrize("forms", FORMS, ids=["by density", "csr", "dense"])
-@pytest.mark.parametrize("measured", [False, True])
-def test_outputs_and_gradients_by_the_input(kind: Callable[..., Any], forms: Any, measured: bool) -> None:
+@pytest.mark.parametrize("how", ["density", "measured", "csr", "dense"])
+def test_outputs_and_gradients_by_the_input(kind: Callable[..., Any], how: str) -> None:
     model = net(kind)
     x = torch.randn(4, 2, 5, 5, requires_grad=True)
-    frozen = freeze(model, x.detach() if measured else None, forms=forms)
+    forms = {"csr": FORMS[1], "dense": FORMS[2]}.get(how)
+    frozen = freeze(model, x.detach() if how == "measured" else None, forms=forms)
     assert model.training and not frozen.training
     model.eval()
     y = frozen(x)
@@ -217,6 +222,20 @@ def test_other_hosts(kind: type[Host]) -> None:
     assert close(frozen(torch.ones(2)), model(torch.ones(2)))
     adaptive = freeze(Own(hyper((4,), (3,))))
     assert type(adaptive) is Own
+
+
+@pytest.mark.parametrize("kind", [gaussian, partial(TopKWiring, density=0.3)])
+@pytest.mark.parametrize("dynamics", ["static", "discrete"])
+def test_node_graphs(kind: Callable[..., Any], dynamics: str) -> None:
+    graph = NodeGraph(4, (5, 5) if dynamics == "static" else 10, 3, wiring=kind, dynamics=dynamics)
+    model = nn.Sequential(SparseConv2d(2, 4, 3, wiring=static), graph).eval()
+    x = torch.randn(3, 2, 6, 6)
+    frozen = freeze(model, x)
+    assert type(frozen[1]) is not NodeGraph and set(frozen.forms) == {"0"}
+    assert close(frozen(x), model(x))
+    assert count(frozen).training_numbers == 0
+    adaptive = freeze(NodeGraph(4, 5, 3, wiring=partial(hyper, condition_shape=(4, 6, 6))))
+    assert type(adaptive) is NodeGraph
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=9))
