@@ -324,7 +324,7 @@ def make(net: list[tuple[Any, ...]]) -> nn.Sequential:
     return nn.Sequential(*parts)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(nets())
 def test_random_perceptrons(net: list[tuple[Any, ...]]) -> None:
     model = make(net)
