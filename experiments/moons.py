@@ -1,0 +1,183 @@
+"""The micrograd demo: 101 parameters that are to tell two interleaved half circles apart, over a hundred seeds.
+
+A net 2-16-16-1 with ReLU, sparsities 0, 0.9 and 0.8, sees 100 points (noise 0.1) for 400 full-batch steps on the
+hinge loss plus 1e-4 times the sum of squares of all parameters, and is rewired every 20 steps. A single run proves
+nothing here: every figure is over all seeds, each with its own points and net, after the last step. `dense` has all
+337 parameters, the others 101 of them when evaluated (a Gaussian edge then is its value, the mean rounded).
+
+--preset blog is the demo itself: SGD at 1, weights from -0.1 to 0.1, its own loop of rewiring; as published, and with
+its two defects mended (a neuron's connections were drawn from its first inputs alone; edges grew on the gradient of
+the last point alone).
+
+What else decides than the wiring, on seeds 0-399:
+- The scale of the start: with the fan-in counted over edges that exist, RigL under SGD goes from 30 to 90 %.
+- The first layer's biases such that each unit's line passes through one of the points: 2 % more.
+- Adam, and more L2 inside the gradient than the loss has (`--decay`). An edge on a dead path feels nothing else, so
+  that Adam takes it to zero at full speed, and it is the next to be dropped. With the loss's own share SET reaches
+  96 %, with ten times as much 99 %.
+- A last layer that starts at half of what its fan-in asks for: top-k and SET gain one per cent.
+
+Keys of `summary.json` besides the standard ones: `reached_99` (share of the seeds whose final accuracy on the
+training points is at least 99 %), `mean_accuracy`, `stripped` (`first`: sizes of the first seed's net, inputs first,
+without its dead units; `mean`: mean sizes; `parameters`: mean count), all of the first wiring; and `rows`, for every
+wiring an object with these three and `wiring`, `defects` (whether as published), `reached_100`, `least` (the lowest
+accuracy), `below_99` (the seeds below), `mean_loss` (hinge), `parameters` (stored by the evaluated net), `seconds`.
+
+Pictures: `topology.png` (the first wiring's first net, before and after stripping), `boundaries.png` (of the first
+seed: static, the first wiring, the same stripped), `accuracy.png` (the seeds in order of accuracy).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from ash.plot import boundaries, curves, topology
+from experiments.moons_options import PRESETS, Options
+from experiments.moons_training import Layers, Result, evaluate, moons, train
+from experiments.runs import Run
+
+__all__ = ["PRESETS", "Options", "run"]
+
+CHUNK = 5
+"""Seeds that a process trains at a time."""
+REACHED = 0.99 - 1e-9  # a share of points, which floating point may round down
+
+
+def run(options: Options, run: Run) -> dict[str, object]:
+    """Train every net, draw, and return the figures."""
+    rows, nets = _resume(run)
+    variants = _variants(options)
+    bar = run.progress(len(variants) * options.seeds, "nets", len(rows) * options.seeds)
+    for wiring, defects in variants[len(rows) :]:
+        begun = run.seconds
+        own = dataclasses.replace(options, defects=defects)
+        results = []
+        for result in _train_all(own, wiring):
+            results.append(result)
+            run.log(run.step + 1, wiring=wiring, defects=defects, seed=result.seed, accuracy=result.accuracy)
+            bar.update(1)
+        rows.append(row(wiring, defects, results) | {"seconds": round(run.seconds - begun, 2)})
+        nets.append(_first(results))
+        run.save(run.step, {"rows": rows, "nets": nets})
+    run.path("moons.md").write_text(table(rows), encoding="utf-8")
+    draw(options, rows, nets, run)
+    named = {name: rows[0][name] for name in ("reached_99", "mean_accuracy", "stripped")}
+    return named | {"rows": [{name: each[name] for name in each if name != "accuracies"} for each in rows]}
+
+
+def _resume(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    saved = run.load()
+    return ([], []) if saved is None else (saved[1]["rows"], saved[1]["nets"])
+
+
+def _variants(options: Options) -> list[tuple[str, bool]]:
+    """The wirings, with or without the demo's defects or both."""
+    both = (True, False) if options.compare_defects else (options.defects,)
+    return [(wiring, defects) for wiring in options.wiring for defects in both]
+
+
+def _train_all(options: Options, wiring: str) -> Iterator[Result]:
+    """The result of every seed, in order."""
+    seeds = range(options.seed, options.seed + options.seeds)
+    one = functools.partial(train, options, wiring)
+    if options.processes == 1:
+        yield from map(one, seeds)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, spawn, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(one, seeds, chunksize=CHUNK)
+
+
+def _first(results: Sequence[Result]) -> dict[str, Any]:
+    """The first seed's net before and after stripping, for the pictures."""
+    both = {"layers": results[0].layers, "stripped": results[0].stripped}
+    return {name: [[torch.tensor(part) for part in layer] for layer in net] for name, net in both.items()}
+
+
+def row(wiring: str, defects: bool, results: Sequence[Result]) -> dict[str, Any]:
+    """The figures of one wiring over all seeds."""
+    accuracies = [each.accuracy for each in results]
+    sizes = torch.tensor([each.sizes for each in results], dtype=torch.float64)
+    counts = [sum(np.count_nonzero(w) + len(b) for w, b in each.stripped) for each in results]
+    return {
+        "wiring": wiring,
+        "defects": defects,
+        "reached_99": _share(accuracies, REACHED),
+        "reached_100": _share(accuracies, 1.0),
+        "mean_accuracy": sum(accuracies) / len(accuracies),
+        "least": min(accuracies),
+        "below_99": [each.seed for each in results if each.accuracy < REACHED],
+        "mean_loss": sum(each.loss for each in results) / len(results),
+        "parameters": results[0].parameters,
+        "stripped": {"first": results[0].sizes, "mean": sizes.mean(0), "parameters": sum(counts) / len(counts)},
+        "accuracies": accuracies,
+    }
+
+
+def _share(accuracies: Sequence[float], least: float) -> float:
+    return sum(accuracy >= least for accuracy in accuracies) / len(accuracies)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows in Markdown, shares and accuracies in percent."""
+    head = ("wiring", "≥ 99 %", "100 %", "mean accuracy", "least", "parameters", "stripped, mean", "seconds")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for each in rows:
+        sizes = "-".join(f"{size:.3g}" for size in torch.as_tensor(each["stripped"]["mean"]).tolist())
+        cells = [
+            label(each),
+            f"{100 * each['reached_99']:.3g}",
+            f"{100 * each['reached_100']:.3g}",
+            f"{100 * each['mean_accuracy']:.2f}",
+            f"{100 * each['least']:.3g}",
+            str(each["parameters"]),
+            sizes,
+            f"{each['seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def label(row: dict[str, Any]) -> str:
+    """The name of a row."""
+    return f"{row['wiring']}, as published" if row["defects"] else str(row["wiring"])
+
+
+# --- pictures ----------------------------------------------------------------------------------------
+
+
+def draw(options: Options, rows: list[dict[str, Any]], nets: list[dict[str, Any]], run: Run) -> None:
+    """The three pictures; the static net beside the others is trained here if it was not among them."""
+    whole, stripped, name = _layers(nets[0]["layers"]), _layers(nets[0]["stripped"]), label(rows[0])
+    shapes = {f"{name}, {_shape(whole)}": whole, f"stripped, {_shape(stripped)}": stripped}
+    topology({title: [weight for weight, _ in net] for title, net in shapes.items()}, run.path("topology.png"))
+    x, y = moons(options.points, options.noise, options.seed)
+    shown = {"static": _static(options, rows, nets), name: whole, f"{name}, stripped": stripped}
+    functions = {title: functools.partial(evaluate, net) for title, net in shown.items()}
+    boundaries(functions, x, y, run.path("boundaries.png"))
+    order = {label(each): sorted(each["accuracies"]) for each in rows}
+    series = {title: (range(1, len(found) + 1), found) for title, found in order.items()}
+    curves(series, run.path("accuracy.png"), ylabel="accuracy", xlabel="seed, in order of accuracy")
+
+
+def _static(options: Options, rows: list[dict[str, Any]], nets: list[dict[str, Any]]) -> Layers:
+    for each, net in zip(rows, nets, strict=True):
+        if each["wiring"] == "static":
+            return _layers(net["layers"])
+    return train(dataclasses.replace(options, defects=_variants(options)[0][1]), "static", options.seed).layers
+
+
+def _layers(saved: Sequence[Sequence[torch.Tensor]]) -> Layers:
+    return [(weight.numpy(), bias.numpy()) for weight, bias in saved]
+
+
+def _shape(layers: Layers) -> str:
+    return "-".join(map(str, [layers[0][0].shape[1], *(len(bias) for _, bias in layers)]))

@@ -1,0 +1,123 @@
+"""The table of hosts: every wiring trains in every host, an empty one lets nothing through, figures, runs, resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from ash.layers.linear import make_wiring
+from experiments import hosts
+from experiments.__main__ import main
+from experiments.hosts import WIRINGS, cell
+from experiments.hosts_nets import DENSITIES, HOSTS, EmptyWiring, wirings
+
+
+def start(out: Path, *arguments: object) -> int:
+    return main(["hosts", "--out", str(out), *map(str, arguments)])
+
+
+def content(out: Path, name: str = "summary.json") -> dict[str, Any]:
+    return dict(json.loads((out / name).read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_an_empty_wiring_lets_nothing_of_the_picture_through(host: str) -> None:
+    net = HOSTS[host](wirings(DENSITIES[host], 10)["empty"]).eval()
+    with torch.no_grad():
+        scores = net(torch.randn(5, 1, 8, 8))
+    assert torch.isfinite(scores).all()
+    torch.testing.assert_close(scores, scores[:1].expand(5, -1), atol=1e-6, rtol=0)
+    assert net.wiring.stored_entries() == 0
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_picture_comes_through_every_wiring_and_its_gradient_comes_back(host: str, wiring: str) -> None:
+    torch.manual_seed(0)
+    net = HOSTS[host](wirings(DENSITIES[host], 10)[wiring])
+    x = torch.randn(6, 1, 8, 8)
+    scores = net(x)
+    cross_entropy(scores, torch.arange(6)).backward()
+    assert (scores - scores[:1]).abs().max() > 1e-4
+    own = [p.grad for p in net.wiring.parameters() if p.grad is not None]
+    assert all(torch.isfinite(g).all() for g in own) and any(g.any() for g in own)
+    stem = [p.grad for p in net.stem.parameters()]
+    assert all(g is not None and g.any() for g in stem)
+    expected = DENSITIES[host] * net.wiring.admissible.count()
+    assert abs(net.wiring.stored_entries() - expected) <= 1
+
+
+def test_an_empty_wiring_is_a_weight_of_zeros() -> None:
+    weight = EmptyWiring((3,), (2, 2)).eval()()
+    assert weight.to_dense().shape == (3, 2, 2)
+    assert not weight.to_dense().any()
+    assert isinstance(make_wiring(wirings(0.5, 1)["empty"], (3,), (4,), device="cpu"), EmptyWiring)
+
+
+@pytest.mark.parametrize(("accuracies", "nothing", "beats"), [
+    ([0.5, 0.7], [0.1, 0.1], True),
+    ([0.2, 0.4], [0.1, 0.3], False),
+    ([0.1, 0.1], [0.1, 0.1], False),
+])
+def test_a_cell_beats_the_empty_wiring_beyond_both_spreads(
+    accuracies: list[float], nothing: list[float], beats: bool
+) -> None:
+    made = [{"accuracy": a, "entries": 3, "admissible": 12, "seconds": 1.0} for a in accuracies]
+    figures = cell(made, [{"accuracy": a} for a in nothing])
+    assert figures["beats_empty"] is beats
+    assert figures["density"] == 0.25
+    assert figures["accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert figures["spread"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+
+
+SMALL = ("--quick", "--wiring", "rigl", "gaussian", "--host", "linear", "layer_graph")
+
+
+def test_a_quick_run_leaves_a_table_and_a_picture(tmp_path: Path) -> None:
+    assert start(tmp_path, *SMALL) == 0
+    summary = content(tmp_path)
+    assert list(summary["cells"]) == ["rigl/linear", "rigl/layer_graph", "gaussian/linear", "gaussian/layer_graph"]
+    figures = summary["cells"]["rigl/linear"]
+    assert {"accuracy", "spread", "empty", "density", "beats_empty"} <= figures.keys()
+    assert figures["empty"] < 0.2 and figures["density"] == pytest.approx(0.1, abs=0.01)
+    assert summary["all_beat_empty"] == all(each["beats_empty"] for each in summary["cells"].values())
+    assert summary["steps"] == 2 * 3 * 2
+    lines = (tmp_path / "hosts.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| rigl", "| gaussian", "| empty"]
+    assert (tmp_path / "hosts.png").stat().st_size > 0
+
+
+def test_a_run_goes_on_after_the_nets_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert start(whole, *SMALL) == 0
+    real, trained = hosts.train, []
+
+    def stop(*given: Any) -> dict[str, Any]:
+        trained.append(given[2:])
+        if len(trained) == 4:
+            raise RuntimeError("stopped")
+        return real(*given)
+
+    monkeypatch.setattr(hosts, "train", stop)
+    with pytest.raises(RuntimeError, match="stopped"):
+        start(broken, *SMALL)
+    assert start(broken, *SMALL, "--resume") == 0
+    assert trained[4:6] == [("linear", "rigl", 1), ("linear", "gaussian", 0)]
+    assert (whole / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (("--seeds", 0), "--seeds=0"),
+    (("--lr", -1), "--lr=-1"),
+    (("--every", 20, "--steps", 10), "--every 20 of --steps 10"),
+])
+def test_options_that_cannot_be_are_refused(
+    tmp_path: Path, given: tuple[object, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path, *given) == 2
+    assert message in capsys.readouterr().err
