@@ -310,6 +310,8 @@ def test_reset_parameters() -> None:
 def test_what_it_counts() -> None:
     found = count(SparseConv2d(4, 6, 3, groups=2, wiring=partial(StaticWiring, k=20)))
     assert (found.stored_numbers, found.flops, found.biases, found.dense_weights) == (40, 40, 6, 6 * 2 * 9)
+    layer = SparseConv2d(4, 6, 3, 2, padding=1, wiring=partial(StaticWiring, k=20))
+    assert count(layer, torch.zeros(2, 4, 8, 6)).flops == 40 * 4 * 3
 
 
 def test_repr() -> None:
