@@ -14,7 +14,7 @@ from ash.plot.curves import INK, SEQUENTIAL, Number, add_bar, array, colour_map,
 if TYPE_CHECKING:
     import matplotlib.figure
 
-DARK = 0.55  # from this share of the scale on, figures are written in white
+DARK = 0.45  # from this share of the scale on, figures are written in white
 
 
 def heat_map(
