@@ -18,6 +18,7 @@ from ash.explored import Explored
 from ash.growth import DenseGradient, Factors, Score
 from ash.optim import clear_state, reorder_state
 from ash.pattern import ravel
+from ash.ranks import over_ranks
 from ash.schedules import Anneal, Schedule
 from ash.wirings.base import RewireReport, Wiring
 from ash.wirings.drop_grow import distribute
@@ -70,7 +71,7 @@ class Rewirer:
 
     `step()` after each `optimizer.step()` is all there is to do. Gradients are collected in the backward passes that
     precede a rewiring, in training mode alone; layers that have had none, or one that is not finite, are left out
-    of that rewiring.
+    of that rewiring. In a distributed run those of all ranks count, and every rank rewires in the same way.
 
     Raises `UserError` for a schedule without a rewiring, numbers out of range, a model without wirings or with
     another Rewirer at work on it, and an optimizer that does not hold the parameters.
@@ -164,6 +165,7 @@ class Rewirer:
         """Add the gradients of the step that has just been to those of the steps before."""
         for name, wiring in self.driven.items():
             fresh, before = wiring.collected(), self._scores.get(name)
+            fresh = None if fresh is None else over_ranks(fresh)
             if fresh is None or not fresh.is_finite():
                 continue
             if isinstance(wiring, DynamicWiring):
