@@ -159,7 +159,7 @@ class SparseConv2d(nn.Module):
         elif weight.per_instance:
             y = self._instances(materialise(self.wiring, weight), x)
         else:
-            y = self._convolve(self._pad(x), materialise(self.wiring, weight), self.groups)
+            return self._convolve(self._pad(x), materialise(self.wiring, weight), self.groups, self.bias)
         return y if self.bias is None else y + self.bias.to(y.dtype).reshape(-1, 1, 1)
 
     def _check(self, x: Tensor) -> None:
@@ -168,11 +168,11 @@ class SparseConv2d(nn.Module):
                 f"an input of shape {tuple(x.shape)} for {type(self).__name__}({self.extra_repr()}); "
                 f"expected (b, {self.in_channels}, h, w) or ({self.in_channels}, h, w)."
             )
-        require(
-            min(self._steps(x)) >= 1,
-            f"an input of shape {tuple(x.shape)} for {type(self).__name__}({self.extra_repr()}); it is too small: "
-            "expected at least the size of the kernel after padding.",
-        )
+        if min(self._steps(x)) < 1:
+            raise UserError(
+                f"an input of shape {tuple(x.shape)} for {type(self).__name__}({self.extra_repr()}); it is too small: "
+                "expected at least the size of the kernel after padding."
+            )
         if self.check_input:
             check_finite(x, self)
 
@@ -209,9 +209,10 @@ class SparseConv2d(nn.Module):
         left, right, top, bottom = self.pads
         return self.padding_mode == "zeros" and left == right and top == bottom
 
-    def _convolve(self, x: Tensor, kernel: Tensor, groups: int) -> Tensor:
+    def _convolve(self, x: Tensor, kernel: Tensor, groups: int, bias: Tensor | None = None) -> Tensor:
         margins = (self.pads[2], self.pads[0]) if self._even() else (0, 0)
-        return F.conv2d(x, kernel.to(x.dtype), None, self.stride, margins, self.dilation, groups)
+        own = None if bias is None else bias.to(x.dtype)
+        return F.conv2d(x, kernel.to(x.dtype), own, self.stride, margins, self.dilation, groups)
 
     def _instances(self, kernels: Float[Tensor, "b o i kh kw"], x: Float[Tensor, "b c h w"]) -> Tensor:
         """A kernel for each instance: the batch lies in the channels of one picture, in groups."""
