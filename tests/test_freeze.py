@@ -19,6 +19,7 @@ from ash import (
     GateWiring,
     GaussianWiring,
     HyperWiring,
+    LayerGraph,
     MLPHypernetwork,
     NodeGraph,
     RigLWiring,
@@ -236,6 +237,16 @@ def test_node_graphs(kind: Callable[..., Any], dynamics: str) -> None:
     assert count(frozen).training_numbers == 0
     adaptive = freeze(NodeGraph(4, 5, 3, wiring=partial(hyper, condition_shape=(4, 6, 6))))
     assert type(adaptive) is NodeGraph
+
+
+@pytest.mark.parametrize("merge", ["concat", "max"])
+def test_layer_graphs(merge: str) -> None:
+    layers = [lambda shape: SparseConv2d(shape[0], 4, 3, padding=1, wiring=static) for _ in range(3)]
+    graph = LayerGraph(layers, (2, 6, 6), merge=merge, wiring=partial(GateWiring, values="ones"), fill_maps=True)
+    x = torch.randn(3, 2, 6, 6)
+    frozen = freeze(graph.eval(), x)
+    assert isinstance(frozen.wiring, FrozenWiring) and len(frozen.forms) == 3
+    assert close(frozen(x), graph(x))
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=9))
