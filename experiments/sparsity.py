@@ -18,21 +18,24 @@ of the net as it is stored; nothing is chosen by the test set.
 
 Data: IDX files in --data-dir (MNIST or a set in its format), else scikit-learn's digits, 8 x 8. Run s of `--seeds` has
 the seed `--seed` + s, which decides the validation part, the initial net, the order of the data and random growth.
+Nets of one wiring are trained side by side (`experiments.side_by_side`); nothing passes between them.
 
 `--evaluate RUN` takes the nets that the run in that folder has trained and gives their test errors again.
 
 Keys of summary.json: `dataset`, `rows`, a list with `wiring`, `density`, `test_error` (mean over the seeds, a share),
 `spread` (standard deviation over the seeds), `test_errors`, `validation_error`, `entries`, `stored_numbers` (a value
-and an index for every entry; a dense net has values alone), `seconds` (of a seed), `explored` (share of the weights
-that has ever existed, looked at every 100 steps). The same as a table in table.md, in percent; picture: errors.png.
+and an index for every entry; a dense net has values alone), `seconds` (of a net: its share of the time of those beside
+it), `explored` (share of the weights that has ever existed, looked at every 100 steps). The same as a table in
+table.md, in percent; picture: errors.png.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -45,15 +48,15 @@ from ash.distributions import DISTRIBUTIONS
 from ash.plot import curves
 from experiments import checkpoint
 from experiments.classify import accuracy
-from experiments.data import Images, digits, download_mnist, mnist, standardise, train_validation
+from experiments.data import Images, digits, download_mnist, mnist, standardise
 from experiments.mnist import change
 from experiments.runs import Run, RunOptions
 from experiments.sparsity_nets import RECIPES, Recipe, Task, build, restored, stored
-from experiments.sparsity_training import Trial, long_training
+from experiments.sparsity_training import VALIDATION, Trial, long_training
 
 Name = Literal["dense", "static", "set", "rigl", "snfs", "dsr", "top_k", "gaussian"]
-VALIDATION, QUICK, SAVE = 0.1, 500, 10
-"""Share of the training images for validation; images of a quick run; epochs between checkpoints."""
+QUICK, SAVE = 500, 10
+"""Images of a quick run; epochs between checkpoints."""
 
 
 @dataclass
@@ -86,6 +89,8 @@ class Options(RunOptions):
     """Share of a layer's entries that is rewired, annealed to 0 by a cosine."""
     average_over: int | None = None
     """Steps before a rewiring whose gradients are averaged."""
+    together: int = 9
+    """Nets of one wiring that are trained side by side, which makes each of them faster and takes more memory."""
     evaluate: Path | None = None
     """Folder of a run whose nets are to be tested again; nothing is trained."""
 
@@ -119,7 +124,7 @@ class Cell:
 def run(options: Options, run: Run) -> dict[str, object]:
     """Train or evaluate, draw, and return the figures."""
     check(options)
-    images = load(options)
+    images = load(options, run.device)
     if options.evaluate is not None:
         return {"dataset": images.name, "rows": evaluate(options.evaluate, images, run)}
     with long_training():
@@ -135,7 +140,7 @@ def check(options: Options) -> None:
     for density in options.density:
         require(0 < density <= 1, f"--density {density}; expected shares above 0 and at most 1.")
     require(bool(options.density) and bool(options.wiring), "no --density or no --wiring; expected at least one each.")
-    for name in ("seeds", "epochs", "batch", "every", "average_over"):
+    for name in ("seeds", "epochs", "batch", "every", "average_over", "together"):
         value = getattr(options, name)
         require(value is None or value >= 1, f"--{name.replace('_', '-')} {value}; expected at least 1.")
     if options.lr is not None:
@@ -147,19 +152,15 @@ def check(options: Options) -> None:
     assert options.distribution in DISTRIBUTIONS
 
 
-def load(options: Options) -> Images:
-    """The images as read, fewer in a quick run."""
+def load(options: Options, device: torch.device) -> Images:
+    """The images, standardised by all training images; fewer in a quick run."""
     folder = options.data_dir
     if options.download:
         folder = download_mnist(folder or Path("data") / "mnist")
     images = digits() if folder is None else mnist(folder)
-    return change(images, lambda part: part[:QUICK]) if options.quick else images
-
-
-def prepared(images: Images, seed: int, device: torch.device) -> Images:
-    """With a validation part drawn by the seed, standardised, on the device."""
-    split = standardise(train_validation(images, VALIDATION, seed))
-    return change(split, lambda part: part.to(device))
+    if options.quick:
+        images = change(images, lambda part: part[:QUICK])
+    return change(standardise(images), lambda part: part.to(device))
 
 
 def task_of(images: Images) -> Task:
@@ -178,33 +179,35 @@ def recipe_of(options: Options, wiring: str) -> Recipe:
 # --- training -------------------------------------------------------------------------------------------
 
 
-def cells_of(options: Options) -> Iterator[Cell]:
-    """All nets, in the order in which they are trained."""
-    for wiring in options.wiring:
-        for density in (1.0,) if wiring == "dense" else options.density:
-            for i in range(options.seeds):
-                yield Cell(wiring, density, options.seed + i)
+def cells_of(options: Options) -> dict[str, list[Cell]]:
+    """All nets by wiring; those of one wiring are trained side by side, `--together` at a time."""
+    seeds = range(options.seed, options.seed + options.seeds)
+    found: dict[str, list[Cell]] = {}
+    for wiring in dict.fromkeys(options.wiring):
+        densities = (1.0,) if wiring == "dense" else dict.fromkeys(options.density)
+        found[wiring] = [Cell(wiring, density, seed) for density in densities for seed in seeds]
+    return found
 
 
 def train(options: Options, images: Images, run: Run) -> dict[Cell, dict[str, Any]]:
     """Train every net that the checkpoint has not finished; the figures of all."""
     saved = run.load()
     state: dict[str, Any] = {"done": {}, "nets": {}, "trial": None} if saved is None else saved[1]
-    cells = list(cells_of(options))
-    bar = run.progress(len(cells) * options.epochs, "training", start=len(state["done"]) * options.epochs)
-    for cell in cells:
-        if cell.key not in state["done"]:
-            train_one(cell, options, prepared(images, cell.seed, run.device), run, state, bar)
-    return {cell: state["done"][cell.key] for cell in cells}
+    groups = [cells[i : i + options.together] for cells in cells_of(options).values()
+              for i in range(0, len(cells), options.together)]  # fmt: skip
+    finished = [cells for cells in groups if cells[0].key in state["done"]]
+    bar = run.progress(len(groups) * options.epochs, "training", start=len(finished) * options.epochs)
+    for cells in groups:
+        if cells not in finished:
+            train_group(cells, options, images, run, state, bar)
+    return {cell: state["done"][cell.key] for cells in groups for cell in cells}
 
 
-def train_one(cell: Cell, options: Options, images: Images, run: Run, state: dict[str, Any], bar: Any) -> None:
-    """Train one net, from where the state has it; its figures and its inference form go to the state."""
-    torch.manual_seed(cell.seed)
-    recipe = recipe_of(options, cell.wiring)
-    steps = options.epochs * -(-len(images.train_y) // recipe.batch)
-    model = build(cell.wiring, task_of(images), cell.density, options.distribution, steps).to(run.device)
-    trial = Trial(model, recipe, images, options.epochs, cell.seed)
+def train_group(
+    cells: list[Cell], options: Options, images: Images, run: Run, state: dict[str, Any], bar: Any
+) -> None:
+    """Train some nets, from where the state has them; their figures and inference forms go to the state."""
+    trial = trial_of(cells, options, images)
     begun, before = time.perf_counter(), 0.0
     if state["trial"] is not None:
         before = state["trial"].pop("seconds")
@@ -212,32 +215,50 @@ def train_one(cell: Cell, options: Options, images: Images, run: Run, state: dic
         bar.update(trial.epoch)
     start = run.step - trial.step
     while trial.epoch < options.epochs:
-        loss = trial.run_epoch()
+        losses = trial.run_epoch()
         bar.update(1)
+        last = trial.epoch == options.epochs
+        if trial.epoch % SAVE and not last:
+            continue
+        log(cells, trial, losses, run, start)
         seconds = before + time.perf_counter() - begun
-        if trial.epoch % SAVE == 0 or trial.epoch == options.epochs:
-            about = {"wiring": cell.wiring, "density": cell.density, "seed": cell.seed, "epoch": trial.epoch}
-            run.log(start + trial.step, **about, loss=loss, validation_error=trial.error("validation"))
-            state["trial"] = trial.state() | {"seconds": seconds}
-            if trial.epoch < options.epochs:
-                run.save(start + trial.step, state)
-    state["trial"] = None
-    state["done"][cell.key] = figures_of(trial) | {"seconds": round(seconds, 1)}
-    state["nets"][cell.key] = stored(trial.model)
-    run.time(start + trial.step, net=cell.key)
-    run.save(start + trial.step, state)
+        state["trial"] = None if last else trial.state() | {"seconds": seconds}
+        if last:
+            finish(cells, trial, seconds / len(cells), state)
+        run.time(start + trial.step, wiring=cells[0].wiring, epoch=trial.epoch)
+        run.save(start + trial.step, state)
 
 
-def figures_of(trial: Trial) -> dict[str, Any]:
-    """What is told of a net that is trained."""
-    size = count(trial.model)
-    return {
-        "test_error": trial.error("test"),
-        "validation_error": trial.error("validation"),
-        "entries": size.values,
-        "stored_numbers": size.stored_numbers,
-        "explored": trial.explored_total,
-    }
+def trial_of(cells: list[Cell], options: Options, images: Images) -> Trial:
+    """Fresh nets, each drawn by its own seed."""
+    recipe = recipe_of(options, cells[0].wiring)
+    held = max(1, round(VALIDATION * len(images.train_y)))
+    steps = options.epochs * math.ceil((len(images.train_y) - held) / recipe.batch)
+    nets = []
+    for cell in cells:
+        torch.manual_seed(cell.seed)
+        net = build(cell.wiring, task_of(images), cell.density, options.distribution, steps)
+        nets.append(net.to(images.train_x.device))
+    torch.manual_seed(cells[0].seed)
+    return Trial(nets, recipe, images, options.epochs, [cell.seed for cell in cells])
+
+
+def log(cells: list[Cell], trial: Trial, losses: list[float], run: Run, start: int) -> None:
+    """A line of the metrics for every net."""
+    for cell, loss, error in zip(cells, losses, trial.errors("validation"), strict=True):
+        run.log(start + trial.step, **dataclasses.asdict(cell), epoch=trial.epoch, loss=loss, validation_error=error)
+
+
+def finish(cells: list[Cell], trial: Trial, seconds: float, state: dict[str, Any]) -> None:
+    """Put what is told of trained nets, and the nets as they are stored, into the state."""
+    for part in ("test", "validation"):
+        for cell, error in zip(cells, trial.errors(part), strict=True):
+            state["done"].setdefault(cell.key, {})[f"{part}_error"] = error
+    for cell, net, explorer in zip(cells, trial.nets, trial.explorers, strict=True):
+        size = count(net)
+        sizes = {"entries": size.values, "stored_numbers": size.stored_numbers}
+        state["done"][cell.key] |= sizes | {"seconds": round(seconds, 1), "explored": explorer.rate}
+        state["nets"][cell.key] = stored(net)
 
 
 def evaluate(folder: Path, images: Images, run: Run) -> list[dict[str, Any]]:
@@ -251,10 +272,9 @@ def evaluate(folder: Path, images: Images, run: Run) -> list[dict[str, Any]]:
     for key, net in saved.state["nets"].items():
         wiring, density, seed = key.split()
         cell = Cell(wiring, float(density), int(seed))
-        own = prepared(images, cell.seed, run.device)
-        check_inputs(net, task_of(own), folder)
-        model = restored(net, task_of(own)).to(run.device)
-        found[cell] = {"test_error": 1 - accuracy(model, own.test_x, own.test_y)}
+        check_inputs(net, task_of(images), folder)
+        model = restored(net, task_of(images)).to(run.device)
+        found[cell] = {"test_error": 1 - accuracy(model, images.test_x, images.test_y)}
     require(bool(found), f"the run in {folder} has finished no net yet; expected at least one; go on with --resume.")
     return [
         {"wiring": wiring, "density": density, **errors(cells)} for (wiring, density), cells in grouped(found)

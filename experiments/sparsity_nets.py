@@ -149,7 +149,7 @@ def _gaussian(size: LayerSize, k: int, image: tuple[int, int], steps: int) -> Sp
     return SparseLayer(in_shape, size.out, wiring=wiring)
 
 
-def optimizer_for(model: nn.Sequential, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_for(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The optimizer of a recipe, fused."""
     groups = parameter_groups(model, recipe.lr, mean_lr=MEAN_LR, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "adamw":

@@ -1,13 +1,15 @@
-"""Training one net of the experiment `sparsity`, from wherever its checkpoint stands."""
+"""Training nets of the experiment `sparsity`, side by side, from wherever their checkpoint stands."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -19,10 +21,13 @@ from ash.wirings.dynamic import DynamicWiring
 from experiments.classify import accuracy
 from experiments.images import Images
 from experiments.runs import restore, training_state
+from experiments.side_by_side import SideBySide
 from experiments.sparsity_nets import FREEZE, Recipe, optimizer_for, wirings
 
 LOOK = 100
 """Steps between looks at which entries exist, for the explored share."""
+VALIDATION = 0.1
+"""Share of the training images that is for validation."""
 
 
 @contextlib.contextmanager
@@ -35,37 +40,76 @@ def long_training() -> Iterator[None]:
         compiled.LEAST_WORK = before
 
 
+@dataclass(frozen=True)
+class Split:
+    """Which of n training images a net is trained on, and which are for its validation, drawn by its seed."""
+
+    train: Int64[Tensor, " t"]
+    validation: Int64[Tensor, " v"]
+
+    @classmethod
+    def draw(cls, n: int, seed: int, device: torch.device) -> Split:
+        """A tenth at random for validation."""
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(device)
+        held = max(1, round(VALIDATION * n))
+        return cls(order[held:], order[:held])
+
+
+class Explorer:
+    """Which entries of a net have ever existed."""
+
+    def __init__(self, net: nn.Module):
+        self.wirings = wirings(net)
+        self.known = {name: Explored(each.shape, each.admissible.count(), each.stored_entries())
+                      for name, each in self.wirings.items()}  # fmt: skip
+        self.look()
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Note the entries that exist now."""
+        for name, each in self.wirings.items():
+            weight = each.rounded()
+            assert weight is not None
+            self.known[name].add(ravel(weight.indices, weight.shape).unique())
+
+    @property
+    def rate(self) -> float:
+        """Their share of all entries; 1 of a dense net."""
+        every = sum(each.admissible for each in self.known.values())
+        return sum(each.count for each in self.known.values()) / every if every else 1.0
+
+
 class Trial:
-    """A net in training.
+    """Nets of one wiring in training, each with its own split, order of the data and rewiring.
 
     Args:
-        model: see `sparsity_nets.build`.
-        recipe: how it is trained. epochs: passes over the training part of `images`.
-        seed: of the order of the data and of random growth.
+        nets: see `sparsity_nets.build`. seeds: of each, for its split, its order of the data and its growth.
+        recipe: how they are trained. epochs: passes over the training part of `images`, which are standardised.
 
     Attributes:
         epoch: passes that are done. step: optimizer steps.
     """
 
-    def __init__(self, model: nn.Sequential, recipe: Recipe, images: Images, epochs: int, seed: int):
-        self.model, self.recipe, self.images, self.epochs = model, recipe, images, epochs
-        self.optimizer = optimizer_for(model, recipe)
+    def __init__(
+        self, nets: Sequence[nn.Sequential], recipe: Recipe, images: Images, epochs: int, seeds: Sequence[int]
+    ):
+        self.nets, self.recipe, self.images, self.epochs = list(nets), recipe, images, epochs
+        self.model = SideBySide(nets)
+        self.optimizer = optimizer_for(self.model, recipe)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.order = torch.Generator().manual_seed(seed)
+        device = images.train_x.device
+        self.splits = [Split.draw(len(images.train_y), seed, device) for seed in seeds]
+        self.orders = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.epoch = self.step = 0
-        self.steps = epochs * math.ceil(len(images.train_y) / recipe.batch)
-        self.rewirer = self._rewirer(seed)
-        self.explored = {name: Explored(each.shape, each.admissible.count(), each.stored_entries())
-                         for name, each in wirings(model).items()}  # fmt: skip
-        self._explore()
+        self.steps = epochs * math.ceil(len(self.splits[0].train) / recipe.batch)
+        self.rewirers = [self._rewirer(net, seed) for net, seed in zip(nets, seeds, strict=True) if _dynamic(net)]
+        self.explorers = [Explorer(net) for net in nets]
 
-    def _rewirer(self, seed: int) -> Rewirer | None:
-        if not any(isinstance(each, DynamicWiring) for each in wirings(self.model).values()):
-            return None
+    def _rewirer(self, net: nn.Sequential, seed: int) -> Rewirer:
         recipe, end = self.recipe, max(1, round(self.recipe.rewire_until * self.steps))
         every = min(recipe.every, end)
         return Rewirer(
-            self.model,
+            net,
             self.optimizer,
             end=end,
             every=every,
@@ -75,75 +119,82 @@ class Trial:
             seed=seed,
         )
 
-    def run_epoch(self) -> float:
-        """One pass over the training images; the mean loss."""
-        total = torch.zeros(())
+    def run_epoch(self) -> list[float]:
+        """One pass over the training images; the mean loss of every net."""
         x, y = self.images.train_x, self.images.train_y
-        for batch in torch.randperm(len(y), generator=self.order).to(y.device).split(self.recipe.batch):
-            total += self._step(x.index_select(0, batch), y.index_select(0, batch)) * len(batch)
+        orders = [split.train[torch.randperm(len(split.train), generator=order).to(y.device)]
+                  for split, order in zip(self.splits, self.orders, strict=True)]  # fmt: skip
+        total = torch.zeros(len(self.nets), device=y.device)
+        for batch in torch.stack(orders, 1).split(self.recipe.batch):
+            chosen = batch.flatten()
+            images = x.index_select(0, chosen).unflatten(0, batch.shape)
+            total += self._step(images, y.index_select(0, chosen)) * len(batch)
         self.epoch += 1
-        return float(total) / len(y)
+        return (total / len(orders[0])).tolist()
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _step(self, x: Float[Tensor, "b s h w"], y: Int64[Tensor, " b_s"]) -> Float[Tensor, " s"]:
         factor = 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         if self.step == round(FREEZE * self.steps):
             self._freeze()
-        loss = cross_entropy(self.model(x), y)
+        losses = cross_entropy(self.model(x).flatten(0, 1), y, reduction="none").unflatten(0, x.shape[:2]).mean(0)
         self.optimizer.zero_grad()
-        loss.backward()
+        losses.sum().backward()
         self.optimizer.step()
         self.step += 1
-        if self.rewirer is not None:
-            self.rewirer.step()
+        for rewirer in self.rewirers:
+            rewirer.step()
         if self.step % LOOK == 0:
-            self._explore()
-        return loss.detach()
+            for explorer in self.explorers:
+                explorer.look()
+        return losses.detach()
 
     def _freeze(self) -> None:
-        for each in wirings(self.model).values():
-            if isinstance(each, GaussianWiring):
-                each.freeze()
+        for net in self.nets:
+            for each in wirings(net).values():
+                if isinstance(each, GaussianWiring):
+                    each.freeze()
 
-    @torch.no_grad()
-    def _explore(self) -> None:
-        for name, each in wirings(self.model).items():
-            weight = each.rounded()
-            assert weight is not None
-            self.explored[name].add(ravel(weight.indices, weight.shape).unique())
+    def errors(self, part: str) -> list[float]:
+        """Of every net the share of images of `part` (validation, test) that it takes for another class."""
+        return [self._error(net, part, split) for net, split in zip(self.nets, self.splits, strict=True)]
 
-    @property
-    def explored_total(self) -> float:
-        """Share of all entries that have ever existed; 1 of a dense net."""
-        every = sum(each.admissible for each in self.explored.values())
-        return sum(each.count for each in self.explored.values()) / every if every else 1.0
-
-    def error(self, part: str) -> float:
-        """Share of the images of `part` (validation, test) that are taken for another class, in evaluation."""
-        self.model.eval()
-        wrong = 1 - accuracy(self.model, getattr(self.images, f"{part}_x"), getattr(self.images, f"{part}_y"))
-        self.model.train()
+    def _error(self, net: nn.Sequential, part: str, split: Split) -> float:
+        images, x, y = self.images, self.images.test_x, self.images.test_y
+        if part == "validation":
+            x, y = images.train_x[split.validation], images.train_y[split.validation]
+        net.eval()
+        wrong = 1 - accuracy(net, x, y)
+        net.train()
         return wrong
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        return training_state(self.model, self.optimizer, order=self.order) | {
+        generators = {str(i): order for i, order in enumerate(self.orders)}
+        return training_state(self.model, self.optimizer, **generators) | {
             "epoch": self.epoch,
             "step": self.step,
-            "rewirer": None if self.rewirer is None else self.rewirer.state_dict(),
-            "explored": {name: each.state_dict() for name, each in self.explored.items()},
-        }
+            "rewirers": [rewirer.state_dict() for rewirer in self.rewirers],
+            "explored": [{name: each.state_dict() for name, each in explorer.known.items()}
+                         for explorer in self.explorers],
+        }  # fmt: skip
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        own = ("epoch", "step", "rewirer", "explored")
+        own = ("epoch", "step", "rewirers", "explored")
         if state["step"] > round(FREEZE * self.steps):
             self._freeze()
-        restore({key: value for key, value in state.items() if key not in own}, self.model, self.optimizer,
-                order=self.order)  # fmt: skip
+        generators = {str(i): order for i, order in enumerate(self.orders)}
+        rest = {key: value for key, value in state.items() if key not in own}
+        restore(rest, self.model, self.optimizer, **generators)
         self.epoch, self.step = state["epoch"], state["step"]
-        if self.rewirer is not None:
-            self.rewirer.load_state_dict(state["rewirer"])
-        for name, each in self.explored.items():
-            each.load_state_dict(state["explored"][name])
+        for rewirer, saved in zip(self.rewirers, state["rewirers"], strict=True):
+            rewirer.load_state_dict(saved)
+        for explorer, known in zip(self.explorers, state["explored"], strict=True):
+            for name, each in explorer.known.items():
+                each.load_state_dict(known[name])
+
+
+def _dynamic(net: nn.Module) -> bool:
+    return any(isinstance(each, DynamicWiring) for each in wirings(net).values())

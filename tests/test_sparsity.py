@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 from experiments.__main__ import main
-from experiments.data import digits
+from experiments.data import digits, standardise
 from experiments.runs import Run
-from experiments.sparsity import Cell, Options, cells_of, errors, grouped, prepared, recipe_of, table, train
+from experiments.sparsity import Cell, Options, cells_of, errors, grouped, recipe_of, table, train
 from experiments.sparsity_nets import RECIPES, Recipe, Task, build, restored, stored, wirings
 from experiments.sparsity_training import Trial, long_training
 
@@ -47,46 +48,65 @@ def test_the_inference_form_is_the_net(wiring: str) -> None:
     assert torch.allclose(restored(stored(model), DIGITS)(x), model(x), atol=1e-5)
 
 
+def trial_of_two(wiring: str, seed: int, recipe: Recipe | None = None, epochs: int = 2) -> Trial:
+    """Two nets of different density and seed."""
+    torch.manual_seed(seed)
+    nets = [build(wiring, DIGITS, density, "er", 26) for density in (0.1, 0.2)]
+    return Trial(nets, RECIPES[wiring] if recipe is None else recipe, standardise(digits()), epochs, [3, 4])
+
+
+@pytest.mark.parametrize("wiring", ["static", "rigl", "set", "snfs", "dsr", "top_k", "dense"])
+def test_nets_side_by_side_are_as_alone(wiring: str) -> None:
+    """No number of one net depends on the other, and both have the gradients of their own batches."""
+    recipe = Recipe(every=5, average_over=2)
+    both = trial_of_two(wiring, 0, recipe)
+    before = copy.deepcopy(both.nets)
+    both.run_epoch()
+    for i in (0, 1):
+        single = Trial([before[i]], recipe, standardise(digits()), 2, [3 + i])
+        single.run_epoch()
+        for one, other in zip(stored(both.nets[i]), stored(single.nets[0]), strict=True):
+            assert all(torch.allclose(part, other[name], atol=1e-4) for name, part in one.items())
+
+
 @pytest.mark.parametrize("wiring", ["rigl", "snfs", "top_k", "gaussian"])
 def test_going_on_from_a_checkpoint_changes_nothing(wiring: str) -> None:
     """Two epochs in one go, or one, a new process, and the other: the same net bit for bit."""
-    images = prepared(digits(), 0, torch.device("cpu"))
     states = []
     for stop in (False, True):
-        torch.manual_seed(0)
-        trial = Trial(build(wiring, DIGITS, 0.2, "er", 30), RECIPES[wiring], images, 2, 0)
+        trial = trial_of_two(wiring, 0)
         trial.run_epoch()
         if stop:
             state = trial.state()
-            torch.manual_seed(5)
-            trial = Trial(build(wiring, DIGITS, 0.2, "er", 30), RECIPES[wiring], images, 2, 0)
+            trial = trial_of_two(wiring, 5)
             trial.resume(state)
         trial.run_epoch()
-        states.append(trial.model.state_dict() | {"explored": torch.tensor(trial.explored_total)})
+        rates = [explorer.rate for explorer in trial.explorers]
+        states.append(trial.model.state_dict() | {"explored": torch.tensor(rates)})
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_dynamic_wirings_explore_and_static_ones_do_not() -> None:
-    images = prepared(digits(), 0, torch.device("cpu"))
+def test_dynamic_wirings_explore_and_static_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.sparsity_training.LOOK", 10)
     found = {}
     for wiring in ("static", "set"):
-        trial = Trial(build(wiring, DIGITS, 0.1, "er", 100), Recipe(every=20), images, 8, 0)
-        before = trial.explored_total
-        for _ in range(8):
+        trial = trial_of_two(wiring, 0, Recipe(every=10), epochs=3)
+        before = [explorer.rate for explorer in trial.explorers]
+        for _ in range(3):
             trial.run_epoch()
-        found[wiring] = trial.explored_total / before
-    assert found["static"] == 1
-    assert found["set"] > 1.1
+        found[wiring] = [explorer.rate / rate for explorer, rate in zip(trial.explorers, before, strict=True)]
+    assert found["static"] == [1, 1]
+    assert min(found["set"]) > 1.05
 
 
 def test_a_run_stopped_between_nets_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(wiring=("static", "rigl"), out=tmp_path, **SMALL)
-    images = digits()
+    images = standardise(digits())
     with Run("sparsity", options) as run, monkeypatch.context() as patch:
         patch.setattr("experiments.sparsity.SAVE", 2)
         calls = []
 
-        def stopping(trial: Trial) -> float:
+        def stopping(trial: Trial) -> list[float]:
             calls.append(1)
             if len(calls) == 6:  # in the last epoch of the second net, a checkpoint after the first two
                 raise KeyboardInterrupt
@@ -131,10 +151,10 @@ def test_options_take_the_place_of_a_recipe() -> None:
     options = Options(wiring=("rigl", "dense"), lr=0.5, every=7, seed=100, seeds=2)
     recipe = recipe_of(options, "rigl")
     assert (recipe.lr, recipe.every, recipe.batch) == (0.5, 7, RECIPES["rigl"].batch)
-    cells = list(cells_of(options))
-    assert cells[:2] == [Cell("rigl", 0.01, 100), Cell("rigl", 0.01, 101)]
-    assert cells[-2:] == [Cell("dense", 1.0, 100), Cell("dense", 1.0, 101)]
-    assert len(cells) == 8
+    cells = cells_of(options)
+    assert cells["rigl"][:3] == [Cell("rigl", 0.01, 100), Cell("rigl", 0.01, 101), Cell("rigl", 0.02, 100)]
+    assert cells["dense"] == [Cell("dense", 1.0, 100), Cell("dense", 1.0, 101)]
+    assert len(cells["rigl"]) == 6
 
 
 def test_means_and_spreads() -> None:
