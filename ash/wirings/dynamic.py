@@ -89,16 +89,16 @@ class DynamicWiring(StaticWiring):
 
     def _make_room(self, capacity: int | None) -> None:
         k, most = len(self.indices), self.admissible.count()
-        ids = ravel(self.indices, self.shape).sort().values
-        twice = int((ids[1:] == ids[:-1]).sum())
+        ids = ravel(self.indices, self.shape)
+        twice = 0 if bool((ids[1:] > ids[:-1]).all()) else k - len(ids.unique())
         require(not twice, f"{twice} entries that occur twice among {k} indices; expected different ones.")
         if capacity is None:
             capacity = min(4 * k, most) if self.exchanges else k
         require(k <= capacity <= most, f"capacity={capacity} for k={k} entries; expected {k} to {most}, those that "
                                        "are admissible.")  # fmt: skip
-        self.indices = torch.cat([self.indices, self.indices.new_zeros(capacity - k, self.rank)])
-        values = self.values.detach()
-        self.values = nn.Parameter(torch.cat([values, values.new_zeros(capacity - k)]))
+        if capacity > k:
+            self.indices = torch.cat([self.indices, self.indices.new_zeros(capacity - k, self.rank)])
+            self.values = nn.Parameter(torch.cat([self.values.detach(), self.values.new_zeros(capacity - k)]))
         self.register_buffer("count", torch.tensor(k, device=self.indices.device))
         self._counted = True
 

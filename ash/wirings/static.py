@@ -49,10 +49,12 @@ class StaticWiring(Wiring):
         super().__init__(out_shape, in_shape, admissible)
         if indices is None:
             source = generator_from(new_seed(torch.device("cpu"), generator), torch.device("cpu"))
-            indices = self.admissible.distinct(entries_from(k, density, self.admissible), source)
-        self._check_indices(indices, k)
-        self.register_buffer("indices", indices.clone().to(device))
-        self.values = nn.Parameter(torch.empty(len(indices), device=device, dtype=dtype))
+            entries = self.admissible.distinct(entries_from(k, density, self.admissible), source)
+        else:
+            self._check_indices(indices, k)
+            entries = indices.clone()
+        self.register_buffer("indices", entries.to(device))
+        self.values = nn.Parameter(torch.empty(len(entries), device=device, dtype=dtype))
         self._pattern: tuple[Tensor, int, CSRPattern] | None = None
         self.reset_parameters(generator)
 
