@@ -31,23 +31,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
 from ash.plot import boundaries, curves, topology
+from experiments.moons_nets import Layers, evaluate, moons
 from experiments.moons_options import PRESETS, Options
-from experiments.moons_training import Layers, Result, evaluate, moons, train
+from experiments.moons_training import Result, train
 from experiments.runs import Run
 
 __all__ = ["PRESETS", "Options", "run"]
 
-CHUNK = 5
-"""Seeds that a process trains at a time."""
+TOGETHER = 25
+"""Nets that are trained at a time."""
 REACHED = 0.99 - 1e-9  # a share of points, which floating point may round down
 
 
@@ -87,13 +86,8 @@ def _variants(options: Options) -> list[tuple[str, bool]]:
 def _train_all(options: Options, wiring: str) -> Iterator[Result]:
     """The result of every seed, in order."""
     seeds = range(options.seed, options.seed + options.seeds)
-    one = functools.partial(train, options, wiring)
-    if options.processes == 1:
-        yield from map(one, seeds)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.processes, spawn, torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(one, seeds, chunksize=CHUNK)
+    for start in range(0, len(seeds), TOGETHER):
+        yield from train(options, wiring, seeds[start : start + TOGETHER])
 
 
 def _first(results: Sequence[Result]) -> dict[str, Any]:
@@ -172,7 +166,7 @@ def _static(options: Options, rows: list[dict[str, Any]], nets: list[dict[str, A
     for each, net in zip(rows, nets, strict=True):
         if each["wiring"] == "static":
             return _layers(net["layers"])
-    return train(dataclasses.replace(options, defects=_variants(options)[0][1]), "static", options.seed).layers
+    return train(dataclasses.replace(options, defects=_variants(options)[0][1]), "static", [options.seed])[0].layers
 
 
 def _layers(saved: Sequence[Sequence[torch.Tensor]]) -> Layers:

@@ -21,8 +21,6 @@ class Options(RunOptions):
     """One or several; all for every one. The summary's figures are those of the first."""
     seeds: int = 100
     """Nets to train, each from its own seed, on its own points."""
-    processes: int = 2
-    """Nets trained at the same time."""
     points: int = 100
     """Points of a net."""
     noise: float = 0.1
@@ -70,7 +68,7 @@ class Options(RunOptions):
 
     def resolved(self) -> Options:
         """The options with what depends on others decided. Raises `UserError` for impossible ones."""
-        for name in ("seeds", "processes", "points", "steps", "every", "scale", "scale_end"):
+        for name in ("seeds", "points", "steps", "every", "scale", "scale_end"):
             positive(f"--{name.replace('_', '-')}", getattr(self, name))
         require(self.points >= 2, f"--points {self.points}; expected at least 2, one of either half circle.")
         require(0 <= self.fraction <= 1, f"--fraction {self.fraction}; expected a share from 0 to 1.")
@@ -83,7 +81,6 @@ class Options(RunOptions):
             "decay": (9e-4 if adam else 0.0) if self.decay is None else self.decay,
             "seeds": min(self.seeds, 2) if self.quick else self.seeds,
             "steps": min(self.steps, 24) if self.quick else self.steps,
-            "processes": 1 if self.quick else self.processes,
         }
         return dataclasses.replace(self, **chosen)  # type: ignore[arg-type]
 
