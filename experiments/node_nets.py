@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ash import NodeGraph, SparseLinear, Wiring
@@ -134,10 +133,3 @@ def edges_of(width: float, taken: int, given: int, blocks: int) -> int:
 def graphs_of(model: nn.Module) -> list[NodeGraph]:
     """The node graphs of a model."""
     return [each for each in model.modules() if isinstance(each, NodeGraph)]
-
-
-@torch.no_grad()
-def edges_now(graph: NodeGraph) -> Tensor | None:
-    """`(k, 2)`, the edges (target, source) in evaluation, each once and in order; None where inputs decide."""
-    weight = graph.wiring.rounded()
-    return None if weight is None else weight.indices.unique(dim=0)

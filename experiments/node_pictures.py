@@ -1,0 +1,54 @@
+"""Pictures of a node graph's wiring while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ash import NodeGraph
+from ash.plot import Frame, adjacency, animate, curves, node_graph, row
+from experiments.runs import Run
+
+PANELS = 6
+DRAWN = 300
+"""Nodes up to which the graph is drawn as dots and lines."""
+
+
+def draw(run: Run, graph: NodeGraph, frames: Sequence[tuple[int, Tensor]], history: list[dict[str, float]]) -> None:
+    """accuracy.png, moved.png, wiring.png, wiring.gif, adjacency.png and, of a small graph, graph.png."""
+    epochs = [each["epoch"] for each in history]
+    names = {"training": "train_accuracy", "test": "test_accuracy"}
+    series = {title: (epochs, [each[name] for each in history]) for title, name in names.items()}
+    curves(series, run.path("accuracy.png"), ylabel="accuracy", xlabel="epoch")
+    fresh = {"edges that were not there an epoch ago": (epochs, [each["new_edges"] for each in history])}
+    curves(fresh, run.path("moved.png"), ylabel="edges", xlabel="epoch")
+    every = changes(frames, graph.nodes)
+    title = "epoch {step:,}: + appeared, – gone"
+    places = torch.linspace(0, len(every) - 1, min(PANELS, len(every))).round().int().tolist()
+    some = changes([frames[place] for place in places], graph.nodes)
+    row(some, run.path("wiring.png"), value_limit=1.0, title="epoch {step:,}")
+    animate(every, run.path("wiring.gif"), fps=3, value_limit=1.0, title=title)
+    weight = graph.wiring.rounded()
+    assert weight is not None
+    dense = weight.to_dense().detach()
+    s = graph.sizes
+    blocks = [s.inputs, *(s.hidden if isinstance(s.hidden, tuple) else (s.hidden,)), s.outputs]
+    adjacency(dense, run.path("adjacency.png"), blocks=blocks)
+    if graph.nodes <= DRAWN:
+        inputs, outputs = range(s.inputs), range(s.senders, s.n)
+        node_graph(dense, run.path("graph.png"), blocks=blocks, inputs=inputs, outputs=outputs)
+
+
+def changes(frames: Sequence[tuple[int, Tensor]], n: int) -> list[Frame]:
+    """Each frame's edges, and those of the one before that are gone: values 1 for new edges, 0 for old, −1 for gone."""
+    found, before = [], frames[0][1]
+    for epoch, now in frames:
+        gone = before[~torch.isin(before, now)]
+        values = torch.cat([(~torch.isin(now, before)).float(), -torch.ones(len(gone))])
+        ids = torch.cat([now, gone])
+        means = torch.stack([ids // n, ids % n], -1).double()
+        found.append(Frame(epoch, means, torch.zeros_like(means), values, None, (n, n)))
+        before = now
+    return found
