@@ -45,7 +45,7 @@ import torch
 from ash import count
 from ash.checks import positive, require
 from ash.distributions import DISTRIBUTIONS
-from ash.plot import curves
+from ash.plot import curves, save
 from experiments import checkpoint
 from experiments.classify import accuracy
 from experiments.data import Images, digits, download_mnist, mnist, standardise
@@ -354,4 +354,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         values += [100 * each["test_error"]] * len(where)
     series = {name: tuple(map(list, zip(*sorted(zip(*pair, strict=True)), strict=True)))  # type: ignore[misc]
               for name, pair in series.items()}  # fmt: skip
-    curves(series, path, xlabel="weights that exist, %", ylabel="test error, %")
+    figure = curves(series, xlabel="weights that exist, %", ylabel="test error, %")
+    ticks = [100 * density for density in densities]
+    figure.axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    save(figure, path)
