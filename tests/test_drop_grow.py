@@ -28,6 +28,12 @@ def test_the_smallest_are_dropped(rule: str, expected: list[int]) -> None:
     assert sorted(DROP_RULES[rule](VALUES, GRADIENTS, 5, source()).tolist()) == [0, 1, 2, 3, 4]
 
 
+def test_dead_entries_are_dropped_first() -> None:
+    gradients = torch.tensor([0.1, 9.0, 0.0, 0.001, 2.0])
+    assert DROP_RULES["dead_first"](VALUES, gradients, 2, source()).tolist() == [2, 1]
+    assert set(DROP_RULES["dead_first"](VALUES, torch.zeros(5), 5, source()).tolist()) == {0, 1, 2, 3, 4}
+
+
 def test_random_entries_are_dropped() -> None:
     found = [tuple(DROP_RULES["random"](VALUES, None, 2, source(i)).tolist()) for i in range(200)]
     assert all(len(set(each)) == 2 for each in found)

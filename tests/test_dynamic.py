@@ -63,6 +63,20 @@ def test_a_rewiring_by_saliency() -> None:
     assert wiring.values.tolist() == [0.0, -1.0, 3.0, 2.0, -4.0]
 
 
+def test_edges_that_lead_nowhere_are_dropped_first() -> None:
+    """Unit 1 of the hidden layer has no way out, and input 2 is always 0."""
+    first = RigLWiring(3, 3, indices=ENTRIES, drop="dead_first")
+    second = RigLWiring(2, 3, indices=torch.tensor([[0, 0], [1, 2]]))
+    model = torch.nn.Sequential(SparseLinear(3, 3, wiring=first), SparseLinear(3, 2, wiring=second))
+    x = torch.randn(20, 3) * torch.tensor([1.0, 1.0, 0.0])
+    first.collecting = True
+    model(x).square().sum().backward()
+    score = first.collected()
+    assert score is not None
+    dropped = first.to_drop(0.6, score, torch.Generator())
+    assert {tuple(ENTRIES[i].tolist()) for i in dropped} == {(0, 2), (1, 1), (2, 2)}
+
+
 @kinds
 @given(data=st.data())
 def test_what_always_holds(kind: type[DynamicWiring], data: st.DataObject) -> None:
@@ -285,6 +299,7 @@ def test_one_threshold_drops_and_adapts() -> None:
         (partial(DSRWiring, 4, 4, 5, threshold=0.0), "threshold=0.0"),
         (lambda: RigLWiring(4, 4, 5).rewire(), "RigLWiring without a gradient"),
         (lambda: SETWiring(4, 4, 5, drop="saliency").rewire(), "SETWiring without a gradient"),
+        (lambda: SETWiring(4, 4, 5, drop="dead_first").rewire(), "SETWiring without a gradient"),
         (lambda: SETWiring(4, 4, 5).rewire(fraction=1.5), "fraction=1.5"),
     ],
 )

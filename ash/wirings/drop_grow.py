@@ -35,6 +35,18 @@ def drop_least_salient(
     return (values.detach() * gradients).abs().topk(j, largest=False).indices
 
 
+def drop_dead_first(
+    values: Float[Tensor, " n"], gradients: Float[Tensor, " n"] | None, j: int, generator: torch.Generator
+) -> Int64[Tensor, " j"]:
+    """Entries whose gradient is exactly 0, then those smallest in |w|.
+
+    Such an entry leads from an input that is always 0, or to a unit that leads nowhere or is never active: it does
+    nothing, and no gradient will change it.
+    """
+    assert gradients is not None  # the wiring has made sure
+    return torch.where(gradients != 0, values.detach().abs(), -1.0).topk(j, largest=False).indices
+
+
 def drop_random(
     values: Float[Tensor, " n"], gradients: Tensor | None, j: int, generator: torch.Generator
 ) -> Int64[Tensor, " j"]:
@@ -42,8 +54,10 @@ def drop_random(
     return torch.randperm(len(values), generator=generator)[:j].to(values.device)
 
 
+DROPS_BY_GRADIENT = ("dead_first", "saliency")
 DROP_RULES: dict[str, DropRule] = {
     "magnitude": drop_smallest,
+    "dead_first": drop_dead_first,
     "saliency": drop_least_salient,
     "random": drop_random,
 }

@@ -20,7 +20,7 @@ from ash.pattern import ravel, unravel
 from ash.sampling import generator_from, new_seed
 from ash.template import Admissible
 from ash.wirings.base import RewireReport, fan_in_uniform, version
-from ash.wirings.drop_grow import DROP_RULES, grow_largest, grow_random, merged_order
+from ash.wirings.drop_grow import DROP_RULES, DROPS_BY_GRADIENT, grow_largest, grow_random, merged_order
 from ash.wirings.static import StaticWiring
 
 _STARTS = {"zero": False, "fan_in": True}
@@ -32,8 +32,8 @@ class DynamicWiring(StaticWiring):
     Args:
         out_shape, in_shape, k, density, indices, admissible, generator: as in `StaticWiring`; given `indices` must
             differ.
-        drop: which entries are dropped: smallest in `"magnitude"` |w|, in `"saliency"` |w · gradient|, or `"random"`
-            ones.
+        drop: which entries are dropped: smallest in `"magnitude"` |w|, `"dead_first"`: those with no gradient at all,
+            then the smallest, smallest in `"saliency"` |w · gradient|, or `"random"` ones.
         start: value of grown entries: `"zero"`, or `"fan_in"`, as when the wiring was made.
         capacity: entries that there is room for; by default k, or up to 4k where layers exchange entries.
 
@@ -119,7 +119,7 @@ class DynamicWiring(StaticWiring):
     @property
     def needs_score(self) -> bool:
         """Whether a rewiring needs the gradient of the loss by the weight tensor."""
-        return self.grows_by_gradient or self.drop == "saliency"
+        return self.grows_by_gradient or self.drop in DROPS_BY_GRADIENT
 
     def stored_entries(self) -> int:
         if not self._counted:  # not yet, while it is being made
@@ -174,7 +174,7 @@ class DynamicWiring(StaticWiring):
             f"{type(self).__name__} without a gradient; pass a score, or let ash.Rewirer collect it in training.",
         )
         j = min(round(fraction * self.stored_entries()), self.stored_entries())
-        gradients = score.at(self.entries()) if score is not None and self.drop == "saliency" else None
+        gradients = score.at(self.entries()) if score is not None and self.drop in DROPS_BY_GRADIENT else None
         return self.drop_rule(self.entry_values(), gradients, j, generator)
 
     @abstractmethod
