@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from ash import Rewirer, SparseWeight
 from ash.layers.linear import make_wiring
+from ash.wirings.frozen import FrozenWiring
 from experiments import hosts
 from experiments.__main__ import main
 from experiments.hosts import WIRINGS, cell
-from experiments.hosts_nets import DENSITIES, HOSTS, EmptyWiring, wirings
+from experiments.hosts_nets import DENSITIES, HOSTS, EmptyWiring, Net, wirings
 
 
 def start(out: Path, *arguments: object) -> int:
@@ -50,6 +53,62 @@ def test_the_picture_comes_through_every_wiring_and_its_gradient_comes_back(host
     assert all(g is not None and g.any() for g in stem)
     expected = DENSITIES[host] * net.wiring.admissible.count()
     assert abs(net.wiring.stored_entries() - expected) <= 1
+
+
+def with_weight(net: Net, weight: SparseWeight) -> Net:
+    """The same net with a fixed weight, every entry of which is stored, zeros too."""
+    whole = weight.to_dense().detach()
+    every = torch.ones_like(whole).nonzero()
+    if not net.wiring.admissible.everything:
+        every = every[net.wiring.admissible.contains(every)]
+    other = copy.deepcopy(net)
+    other.host.wiring = FrozenWiring(
+        SparseWeight(every, whole[tuple(every.unbind(-1))], weight.out_shape, weight.in_shape))
+    return other.eval()
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_does_with_a_wiring_what_it_does_with_its_dense_weight(host: str, wiring: str) -> None:
+    torch.manual_seed(1)
+    net = HOSTS[host](wirings(DENSITIES[host], 10)[wiring]).eval()
+    x = torch.randn(3, 1, 8, 8, requires_grad=True)
+    scores = net(x)
+    (gradient,) = torch.autograd.grad(scores.square().sum(), x)
+    weight = net.wiring(x)
+    for i in range(3):
+        own = x[i : i + 1].detach().requires_grad_()
+        expected = with_weight(net, weight.instance(i))(own)
+        torch.testing.assert_close(scores[i : i + 1], expected, atol=1e-5, rtol=1e-4)
+        if wiring != "hyper":  # an adaptive weight looks at x besides
+            (by_oracle,) = torch.autograd.grad(expected.square().sum(), own)
+            torch.testing.assert_close(gradient[i : i + 1], by_oracle, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_state_brings_the_wiring_back(host: str, wiring: str) -> None:
+    one, other = (HOSTS[host](wirings(DENSITIES[host], 10)[wiring]) for _ in range(2))
+    x = torch.randn(3, 1, 8, 8)
+    one(x)
+    other.load_state_dict(one.state_dict())
+    torch.testing.assert_close(other.eval()(x), one.eval()(x))
+
+
+@pytest.mark.parametrize("wiring", ["set", "rigl"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_rewiring_moves_entries_in_every_host_and_keeps_their_number(host: str, wiring: str) -> None:
+    net = HOSTS[host](wirings(DENSITIES[host], 10)[wiring])
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    rewirer = Rewirer(net, optimizer, every=1, end=9, fraction=0.5)
+    before = {tuple(entry) for entry in net.wiring.indices.tolist()}
+    net(torch.randn(4, 1, 8, 8)).square().sum().backward()
+    optimizer.step()
+    event = rewirer.step()
+    after = {tuple(entry) for entry in net.wiring.indices.tolist()}
+    assert event is not None and event.moved == len(after - before) == len(before - after) > 0
+    assert len(after) == len(before) == net.wiring.stored_entries()
+    assert bool(net.wiring.admissible.contains(net.wiring.indices).all())
 
 
 def test_an_empty_wiring_is_a_weight_of_zeros() -> None:
