@@ -99,7 +99,7 @@ class Options(RunOptions):
     small: bool = False
     """mobilenet: the last layer is sparse too."""
     pool: int | None = None
-    """Small model: side of the square in the middle that is averaged; 0: everything. 2; static 0."""
+    """Small model: side of the square in the middle that is averaged, MNIST 3, others 2; 0: everything."""
     norm: Literal["instance", "batch"] = "instance"
     """Norm in the nodes of the small model."""
     dropout: float = 0.95
@@ -142,8 +142,6 @@ class Options(RunOptions):
             own |= {"batch": 128, "augment": data != "mnist", "pool": 0, "edges": 0}
         if self.wiring == "gaussian":
             own["lr"] = 0.01
-        if self.dynamics == "static":
-            own["pool"] = 0
         missing = {name: value for name, value in own.items() if getattr(self, name) is None}
         chosen = dataclasses.replace(self, **missing)
         for name in ("epochs", "batch", "lr"):

@@ -39,8 +39,8 @@ class SmallNet(nn.Module):
 
     Args:
         shape: sizes. channels, classes: of images and labels. pool: side of the square in the middle that is
-            averaged; 0: everything. An instance norm leaves the average of a whole channel constant, and in time it
-            stands last, so that everything cannot be averaged there.
+            averaged; 0: everything. After an instance norm every channel has the same mean and spread in every image,
+            and averages over whole channels tell little: on MNIST 3 × 3 of 7 × 7 trains many times faster.
 
     Source: arXiv 1906.00586, section 4.1 ('small scale').
     """

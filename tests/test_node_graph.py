@@ -20,6 +20,7 @@ from ash import (
     Context,
     Continuous,
     Discrete,
+    GateWiring,
     GaussianWiring,
     HyperWiring,
     MLPHypernetwork,
@@ -52,6 +53,7 @@ WIRINGS: dict[str, Callable[..., Any]] = {
     "sampled": partial(GaussianWiring, k=5),
     "chunks": partial(GaussianWiring, k=5, context=Context("all"), sampling=Sampling(local_samples=3)),
     "per instance": partial(GaussianWiring, k=5, per_instance=True, context="all"),
+    "gates": partial(GateWiring, density=0.45),
 }
 
 
