@@ -178,6 +178,13 @@ def test_a_quick_run_of_all_wirings_leaves_table_and_pictures(tmp_path: Path) ->
     assert len(lines) == 2 * len(WIRINGS)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without pictures, which take most of a short one's time."""
+    monkeypatch.setattr("experiments.moons.draw", lambda *_: None)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_goes_on_after_the_wirings_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     given = ("--wiring", "set", "static", "--quick")
@@ -198,6 +205,7 @@ def test_a_run_goes_on_after_the_wirings_that_are_done(tmp_path: Path, monkeypat
     assert (whole / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_seeds_are_trained_some_at_a_time_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.moons.TOGETHER", 2)
     assert start(tmp_path, "--seed", 5, "--seeds", 3, "--steps", 2, "--wiring", "dense") == 0
@@ -205,6 +213,7 @@ def test_seeds_are_trained_some_at_a_time_in_order(tmp_path: Path, monkeypatch: 
     assert [line["seed"] for line in lines] == [5, 6, 7]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_preset_is_the_demo_as_published_and_mended(tmp_path: Path) -> None:
     options = PRESETS["blog"](Options())
     assert (options.optimizer, options.lr, options.init, options.l2, options.every) == ("sgd", 1.0, "uniform", 1e-4, 20)
