@@ -237,7 +237,7 @@ def trial_of(cells: list[Cell], options: Options, images: Images) -> Trial:
     nets = []
     for cell in cells:
         torch.manual_seed(cell.seed)
-        net = build(cell.wiring, task_of(images), cell.density, options.distribution, steps)
+        net = build(cell.wiring, task_of(images), cell.density, options.distribution, steps, recipe.drop)
         nets.append(net.to(images.train_x.device))
     torch.manual_seed(cells[0].seed)
     return Trial(nets, recipe, images, options.epochs, [cell.seed for cell in cells])

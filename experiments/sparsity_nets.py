@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ash import (
     Anneal,
     Context,
+    DynamicWiring,
     GaussianWiring,
     LayerSize,
     RigLWiring,
@@ -43,7 +44,7 @@ class Recipe:
 
     `lr` goes to 0 by one cosine. `weight_decay` is L2 in the gradient for SGD, decoupled for AdamW. Every `every`
     steps, until `rewire_until` of the run, `fraction` of the entries is rewired (annealed by a cosine), by gradients
-    averaged over `average_over` steps.
+    averaged over `average_over` steps; `drop` says which entries go first (see `ash.DynamicWiring`).
     """
 
     optimizer: str = "sgd"
@@ -54,6 +55,7 @@ class Recipe:
     fraction: float = 0.3
     average_over: int = 1
     rewire_until: float = 0.75
+    drop: str = "magnitude"
 
 
 GAUSSIAN = Recipe("adamw", 1e-2, 0.1)
@@ -93,7 +95,9 @@ class Task(NamedTuple):
         return {str(i): LayerSize(out, inputs) for i, (inputs, out) in enumerate(zip(units, units[1:], strict=False))}
 
 
-def build(wiring: str, task: Task, density: float, distribution: str, steps: int) -> nn.Sequential:
+def build(
+    wiring: str, task: Task, density: float, distribution: str, steps: int, drop: str = "magnitude"
+) -> nn.Sequential:
     """The net with layers of that wiring; `density` of all weights are shared out among them.
 
     Scales of Gaussians reach their end at `FREEZE` of `steps`.
@@ -106,7 +110,8 @@ def build(wiring: str, task: Task, density: float, distribution: str, steps: int
         layers = [_gaussian(size, counts[name], task.image, steps) for name, size in sizes.items()]
     else:
         counts = allot(sizes, density, distribution)
-        make = STORED[wiring]
+        how = {"drop": drop} if issubclass(STORED[wiring], DynamicWiring) else {}
+        make = functools.partial(STORED[wiring], **how)
         layers = [SparseLinear(size.inputs, size.out, wiring=functools.partial(make, k=counts[name]))
                   for name, size in sizes.items()]  # fmt: skip
     return chain(layers)
