@@ -25,6 +25,12 @@ Data: IDX files or cifar-10-batches-py in --data-dir, a folder with train/CLASS/
 else scikit-learn's digits. The test set is evaluated after every epoch and used for nothing; `--validation 0.1` holds
 out training images and tests on them instead, which is how settings were chosen (seeds 0 to 2).
 
+What was learned: an instance norm leaves every channel the same mean and spread, so that averages over whole maps tell
+little and `--pool` averages their middle. In discrete time the gradients of five steps add up and edges come and go
+faster than they learn: on the digits (200 edges, 10 epochs, seed 0, validation) top_k reaches 0.71 with the edges'
+learning rate as it is, 0.89 with 0.3 of it (`--edge-lr`), 0.78 with 0.1; in the static graph (60 edges, 12 epochs)
+0.90, 0.90 and 0.85.
+
 Keys of summary.json: `dataset`, `train_images`, `model`, `dynamics`, `wiring`, `nodes`, `edges` (in use at the end),
 `usable_edges` (how many can be), `moved_edges` (new ones from one epoch to the next, summed), `initial_edges_left`
 (share of the first edges that is still there), `live_edges` (on a path from an input to an output), `test_accuracy`
@@ -116,6 +122,8 @@ class Options(RunOptions):
     """Images in a batch; CIFAR-10 512, mobilenet 128, MNIST 128, digits 64."""
     lr: float | None = None
     """Learning rate at the start; 0.1, gaussian 0.01."""
+    edge_lr: float | None = None
+    """Factor of the edges' learning rate; static 1, in time 0.3."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 1e-4
@@ -140,11 +148,12 @@ class Options(RunOptions):
         own: dict[str, Any] = {**DEFAULTS[data], "data": data}
         if self.model == "mobilenet":
             own |= {"batch": 128, "augment": data != "mnist", "pool": 0, "edges": 0}
+        own["edge_lr"] = 1.0 if self.dynamics == "static" else 0.3
         if self.wiring == "gaussian":
             own["lr"] = 0.01
         missing = {name: value for name, value in own.items() if getattr(self, name) is None}
         chosen = dataclasses.replace(self, **missing)
-        for name in ("epochs", "batch", "lr"):
+        for name in ("epochs", "batch", "lr", "edge_lr"):
             positive(f"--{name}", getattr(chosen, name))
         same = self.evaluate is not None and self.out is not None and self.evaluate.resolve() == self.out.resolve()
         if same and self.out is not None:
@@ -162,7 +171,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 def _blog(options: Options) -> Options:
     """The paper's small-scale setting: 160 epochs, batch 512, steps at 80 and 120, the 2 x 2 pixels in the middle."""
-    return dataclasses.replace(options, epochs=160, batch=512, lr=0.1, schedule="steps", pool=2, weight_decay=1e-4)
+    settings: dict[str, Any] = {"epochs": 160, "batch": 512, "lr": 0.1, "edge_lr": 1.0, "weight_decay": 1e-4}
+    return dataclasses.replace(options, **settings, schedule="steps", pool=2)
 
 
 PRESETS = {"blog": _blog}
@@ -176,7 +186,8 @@ def run(options: Options, run: Run) -> dict[str, object]:
     model = build(options, source, total).to(run.device)
     if options.evaluate is not None:
         return judge(options, model, source)
-    optimizer = make_optimizer(options.wiring, model, options.lr, options.momentum, options.weight_decay)
+    rates = {"lr": options.lr, "momentum": options.momentum, "weight_decay": options.weight_decay}
+    optimizer = make_optimizer(options.wiring, model, **rates, edge_lr=options.edge_lr or 1.0)
     every = options.rewire_every or max(1, total // 100)
     driver = Driver(options.wiring, model, optimizer, total, every, options.rewire_fraction)
     training = GraphTraining(

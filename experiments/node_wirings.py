@@ -148,12 +148,14 @@ class Driver:
 
 
 def make_optimizer(
-    way: str, model: nn.Module, lr: float, momentum: float, weight_decay: float
+    way: str, model: nn.Module, lr: float, momentum: float, weight_decay: float, edge_lr: float = 1.0
 ) -> torch.optim.Optimizer:
-    """SGD; Gaussians have AdamW, whose steps of the means are in units of a tuple's scale."""
+    """SGD, with `edge_lr` times the rate for edges; Gaussians have AdamW, whose steps of the means are in units of a
+    tuple's scale."""
     if way == "gaussian":
         return torch.optim.AdamW(parameter_groups(model, lr, mean_lr=0.05, weight_decay=weight_decay))
-    return torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay)
+    groups = parameter_groups(model, lr, value_lr=edge_lr * lr, weight_decay=weight_decay)
+    return torch.optim.SGD(groups, lr, momentum)
 
 
 def edges_now(model: nn.Module) -> list[Tensor]:

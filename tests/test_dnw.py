@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -162,6 +162,15 @@ def test_two_phases(way: str) -> None:
     assert driver.rate(cosine) == (0.1 if way == "fine_tune" else 1.0)
 
 
+def test_edges_may_have_a_rate_of_their_own() -> None:
+    model = net("top_k")
+    groups = make_optimizer("top_k", model, 0.5, 0.9, 0.1, edge_lr=0.2).param_groups
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    assert {key for key, (lr, _) in rates.items() if lr == 0.1} == {id(model.graph.wiring.candidate)}
+    assert {decay for _, decay in rates.values()} == {0.1}
+
+
 def test_phases_and_schedules() -> None:
     assert [Phases(3, 0.2)(step) for step in (0, 2, 3, 9)] == [1.0, 1.0, 0.2, 0.2]
     assert (cosine(0.0), cosine(1.0)) == (1.0, 0.0)
@@ -204,8 +213,12 @@ def test_the_middle() -> None:
 
 def test_the_presets_and_defaults(tmp_path: Path) -> None:
     """The published net has 800 nodes and 41 thousand parameters, those of the stem apart."""
-    options = Options(data="cifar10", data_dir=tmp_path, preset="blog").resolved()
-    assert (options.edges, options.batch, options.epochs) == (32_000, 512, 160)
+    given = Options(data="cifar10", data_dir=tmp_path, dynamics="discrete", preset="blog")
+    options = dnw.PRESETS["blog"](given).resolved()
+    assert (options.edges, options.batch, options.epochs, options.edge_lr) == (32_000, 512, 160, 1.0)
+    assert (options.schedule, options.pool, options.augment) == ("steps", 2, True)
+    assert Options(dynamics="discrete").resolved().edge_lr == 0.3
+    assert set(get_args(dnw.Ways)) == set(WAYS)
     model = SmallNet(dnw.SHAPES["cifar10"], 3, 10, wire("random", 1, 0.5), "discrete", 2, "instance")
     assert model.graph.nodes == 800
     numbers = sum(p.numel() for p in model.graph.parameters()) + sum(p.numel() for p in model.classifier.parameters())
