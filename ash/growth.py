@@ -171,6 +171,11 @@ class Factors(Score):
             self._parts = [(x, g, 1.0)]
         return self._parts[0]
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers are held."""
+        return sum(x.numel() + g.numel() for x, g, _ in self._parts)
+
     def _of(self, parts: list[tuple[Tensor, Tensor, float]]) -> Factors:
         made = copy.copy(self)
         made._parts = parts
@@ -204,7 +209,7 @@ class Factors(Score):
 
     def is_finite(self) -> bool:
         finite = all(math.isfinite(by) for _, _, by in self._parts)
-        return finite and all(bool(torch.isfinite(t).all()) for x, g, _ in self._parts for t in (x, g))
+        return finite and all(_finite(t) for x, g, _ in self._parts for t in (x, g))
 
     def _grid(self, size: int) -> tuple[Tensor, Tensor]:
         rows, cols = _lines((self.g.shape[1], self.x.shape[1]), size, self.x.device)
@@ -254,7 +259,7 @@ class DenseGradient(Score):
         return self.gradient[tuple(indices.unbind(-1))]
 
     def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.gradient).all())
+        return _finite(self.gradient)
 
     def _grid(self, size: int) -> tuple[Tensor, Tensor]:
         height, width = math.prod(self.out_shape), math.prod(self.in_shape)
@@ -275,6 +280,27 @@ def same_kind(one: Score, other: Score) -> None:
         f"{type(one).__name__} of a weight {one.out_shape} x {one.in_shape} and {type(other).__name__} of "
         f"{other.out_shape} x {other.in_shape}; expected gradients of one weight, from one host.",
     )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite; one pass, unless the sum overflows."""
+    total = float(tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)))
+    return math.isfinite(total) or bool(torch.isfinite(tensor).all())
+
+
+def lean_sum(before: Score, fresh: Score, decay: float = 1.0) -> Score:
+    """decay · before + fresh, held as factors or dense, whichever takes less memory; exact either way.
+
+    To save memory it may write to `before`.
+    """
+    if isinstance(before, Factors) and isinstance(fresh, Factors):
+        total = before.scaled(decay) + fresh
+        return total if total.numbers <= math.prod(total.shape) else DenseGradient(total.dense(), len(total.out_shape))
+    if isinstance(before, DenseGradient) and isinstance(fresh, Factors):
+        flat = before.gradient.view(fresh.g.shape[1], fresh.x.shape[1])
+        flat.addmm_(fresh.g.t(), fresh.x, beta=decay)
+        return before
+    return before.scaled(decay) + fresh
 
 
 def _first(best: list[Tensor], ids: list[Tensor], n: int) -> tuple[list[Tensor], list[Tensor]]:

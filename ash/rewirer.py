@@ -15,7 +15,7 @@ from torch import nn
 
 from ash.checks import require
 from ash.explored import Explored
-from ash.growth import DenseGradient, Factors, Score
+from ash.growth import DenseGradient, Factors, Score, lean_sum
 from ash.optim import clear_state, reorder_state
 from ash.pattern import ravel
 from ash.ranks import over_ranks
@@ -171,7 +171,7 @@ class Rewirer:
             if isinstance(wiring, DynamicWiring):
                 self._scores[name] = wiring.remember(before, fresh)
             else:
-                self._scores[name] = fresh if before is None else before + fresh
+                self._scores[name] = fresh if before is None else lean_sum(before, fresh)
 
     # --- a rewiring ----------------------------------------------------------------------------------
 

@@ -257,7 +257,6 @@ def test_sparse_momentum_weighs_the_last_steps() -> None:
     wiring = SNFSWiring(2, 2, 2, decay=0.5)
     one, two = (Factors(torch.randn(3, 2), torch.randn(3, 2)) for _ in range(2))
     both = wiring.remember(wiring.remember(None, one), two)
-    assert isinstance(both, Factors)
     assert torch.allclose(both.dense(), 0.5 * one.dense() + two.dense())
     dense = SNFSWiring(2, 2, 2, decay=0.5, momentum="dense")
     held = dense.remember(dense.remember(None, one), two)

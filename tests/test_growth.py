@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ash import DenseGradient, Factors, Mask, SourceBeforeTarget, UserError, growth
+from ash import DenseGradient, Factors, Mask, Score, SourceBeforeTarget, UserError, growth
+from ash.growth import lean_sum
 from ash.pattern import ravel, unravel
 
 SHAPES = [((5,), (7,)), ((2, 3), (4,)), ((3,), (2, 1, 3)), ((1,), (1,)), ((1,), (30,)), ((30,), (1,))]
@@ -125,6 +126,21 @@ def test_sums_of_weighted_factors() -> None:
     assert total.is_finite() and total.x.shape == (15, 3)
     assert torch.allclose((total + one).dense(), total.dense() + one.dense())  # also once they are put together
     assert not (total + one.scaled(torch.inf)).is_finite()
+
+
+@pytest.mark.parametrize("b", [1, 6])
+def test_a_sum_is_held_in_the_leaner_way(b: int) -> None:
+    """Of a weight of 5 × 7 as factors while they are at most 35 numbers, then dense."""
+    parts = [make((5,), (7,), b) for _ in range(4)]
+    total: Score = parts[0]
+    expected = parts[0].dense()
+    for number, fresh in enumerate(parts[1:], 2):
+        total = lean_sum(total, fresh, 0.5)
+        expected = 0.5 * expected + fresh.dense()
+        assert isinstance(total, Factors if 12 * b * number <= 35 else DenseGradient)
+        assert torch.allclose(total.dense(), expected)
+    dense = lean_sum(DenseGradient(expected, 1), DenseGradient(parts[0].dense(), 1), 0.1)
+    assert torch.allclose(dense.dense(), 0.1 * expected + parts[0].dense())
 
 
 def test_what_is_kept_does_not_change_with_the_input() -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ash.checks import choose, positive, require
-from ash.growth import DenseGradient, Score
+from ash.growth import DenseGradient, Score, lean_sum
 from ash.pattern import ravel, unravel
 from ash.sampling import generator_from, new_seed
 from ash.template import Admissible
@@ -243,7 +243,7 @@ class DynamicWiring(StaticWiring):
 
     def remember(self, before: Score | None, fresh: Score) -> Score:
         """The gradients added up so far and a new one."""
-        return fresh if before is None else before.scaled(self.decay) + fresh
+        return fresh if before is None else lean_sum(before, fresh, self.decay)
 
     def claim(self, dropped: Int64[Tensor, " j"], score: Score | None) -> float:
         """How strongly this layer asks for the entries that all layers together have dropped (`exchanges`)."""
