@@ -36,7 +36,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "experiments.sparse_conv", "accuracy of a residual network against its sparsity, first layer dense or not"
     ),
     "sparsity": Experiment("experiments.sparsity", "test error against density: LeNet-300-100 wired in every way"),
-    "gates": Experiment("experiments.gates", "layers fed by all earlier ones through learned gates, beside nets without"),
+    "gates": Experiment("experiments.gates", "layers fed by all earlier ones through learned gates, and nets without"),
     "benchmark": Experiment("experiments.benchmark", "time and memory of single layers, as a table"),
 }
 

@@ -9,6 +9,7 @@ from ash.plot.animate import History, animate, row
 from ash.plot.boundary import boundaries
 from ash.plot.curves import curves, image_grid, save
 from ash.plot.frames import frame_of
+from ash.plot.gates import gates
 from ash.plot.heat import heat_map
 from ash.plot.means import Frame, means
 from ash.plot.topology import layer_weights, live_units, topology
@@ -22,6 +23,7 @@ __all__ = [
     "chosen_inputs",
     "curves",
     "frame_of",
+    "gates",
     "heat_map",
     "image_grid",
     "layer_weights",

@@ -1,0 +1,160 @@
+"""Training several nets one after the other in one run, so that it can be resumed in the middle of any of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ash import LayerGraph, gate_penalty
+from ash.optim import parameter_groups
+from experiments.adaptive_training import shifted
+from experiments.gate_nets import connection_gates
+from experiments.images import Images
+from experiments.runs import Run, restore, training_state
+
+EVALUATION_BATCH = 500
+JUDGE_EVERY = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: Adam at `lr`, gates at `gate_lr`, either constant or by a `cosine` to 0; images shifted by up to
+    `shift` pixels and mirrored (`mirror`); `sparsity` times the mean gate is added to the loss."""
+
+    batch: int
+    lr: float
+    gate_lr: float
+    cosine: bool
+    shift: int
+    mirror: bool
+    sparsity: float
+    bfloat16: bool
+
+
+@dataclass
+class Trained:
+    """A net after its epochs, and the figures of each: `epoch`, `loss`, `train_accuracy`, `gates`, and `test_accuracy`,
+    which is not known at all of them but at the last."""
+
+    net: nn.Module
+    history: list[dict[str, Any]]
+
+    @property
+    def test_accuracy(self) -> float:
+        """At the final epoch."""
+        return float(self.history[-1]["test_accuracy"])
+
+
+class Session:
+    """The nets of a run. `train` goes on from the checkpoint of `run` where that net was being trained, and only loads
+    a net that is finished."""
+
+    def __init__(self, run: Run, images: Images, recipe: Recipe):
+        self.run, self.images, self.recipe = run, images, recipe
+        saved = run.load()
+        state: dict[str, Any] = {"done": {}, "partial": None} if saved is None else saved[1]
+        self.step = 0 if saved is None else saved[0]
+        self.done: dict[str, dict[str, Any]] = state["done"]
+        self.partial: dict[str, Any] | None = state["partial"]
+
+    def train(self, name: str, seed: int, make: Callable[[], nn.Module], epochs: int) -> Trained:
+        """Train what `make` makes, from `seed`, for so many epochs."""
+        torch.manual_seed(seed)
+        net = make().to(self.run.device)
+        if name in self.done:
+            net.load_state_dict(self.done[name]["model"])
+            return Trained(net, self.done[name]["history"])
+        groups = parameter_groups(net, self.recipe.lr, gate_lr=self.recipe.gate_lr)
+        rates = [float(group["lr"]) for group in groups]
+        optimizer = torch.optim.Adam(groups, fused=True)
+        history: list[dict[str, Any]] = []
+        if self.partial is not None and self.partial["name"] == name:
+            restore(self.partial["state"], net, optimizer)
+            history = self.partial["history"]
+        else:
+            history.append({"epoch": 0, "gates": _gates(net)})
+        self._train(name, net, optimizer, rates, history, epochs)
+        self.done[name] = {"model": dict(net.state_dict()), "history": history}
+        self.partial = None
+        self._save()
+        return Trained(net, history)
+
+    def _train(
+        self,
+        name: str,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rates: list[float],
+        history: list[dict[str, Any]],
+        epochs: int,
+    ) -> None:
+        each = math.ceil(len(self.images.train_y) / self.recipe.batch)
+        bar = self.run.progress(epochs * each, name, start=(len(history) - 1) * each)
+        for epoch in range(len(history), epochs + 1):
+            figures = self._epoch(net, optimizer, rates, (epoch - 1) * each, epochs * each, bar)
+            if epoch == epochs or epoch % JUDGE_EVERY == 0:
+                figures["test_accuracy"] = self.accuracy(net)
+            history.append({"epoch": epoch, **figures, "gates": _gates(net)})
+            self.run.log(self.step, net=name, **history[-1])
+            self.run.time(self.step, net=name, epoch=epoch)
+            if epoch < epochs:
+                self.partial = {"name": name, "state": training_state(net, optimizer), "history": history}
+                self._save()
+        bar.close()
+
+    def _epoch(
+        self, net: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float], step: int, total: int, bar: Any
+    ) -> dict[str, Any]:
+        x, y, recipe = self.images.train_x, self.images.train_y, self.recipe
+        net.train()
+        sparse = recipe.sparsity > 0 and bool(_gates(net))
+        loss_sum, right = torch.zeros((), device=y.device), torch.zeros((), dtype=torch.int64, device=y.device)
+        for number, batch in enumerate(torch.randperm(len(y), device=y.device).split(recipe.batch)):
+            factor = 0.5 * (1 + math.cos(math.pi * (step + number) / total)) if recipe.cosine else 1.0
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            output = self._output(net, shifted(x[batch], recipe.shift, recipe.mirror))
+            loss = cross_entropy(output, y[batch])
+            optimizer.zero_grad()
+            (loss + recipe.sparsity * gate_penalty(net) if sparse else loss).backward()
+            optimizer.step()
+            loss_sum += loss.detach() * len(batch)
+            right += (output.argmax(1) == y[batch]).sum()
+            self.step += 1
+            bar.update(1)
+        return {"loss": float(loss_sum) / len(y), "train_accuracy": int(right) / len(y)}
+
+    def _output(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Logits in float32; inside, convolutions run in bfloat16 where that was asked for."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        if not self.recipe.bfloat16:
+            whole: Tensor = net(x)
+            return whole
+        with torch.autocast(x.device.type, torch.bfloat16):
+            short: Tensor = net(x.bfloat16())
+        return short.float()
+
+    @torch.no_grad()
+    def accuracy(self, net: nn.Module) -> float:
+        """Share of the test images that a net gets right, in evaluation."""
+        net.eval()
+        parts = zip(*(part.split(EVALUATION_BATCH) for part in (self.images.test_x, self.images.test_y)), strict=True)
+        right = sum(int((self._output(net, x).argmax(1) == y).sum()) for x, y in parts)
+        net.train()
+        return right / len(self.images.test_y)
+
+    def _save(self) -> None:
+        self.run.save(self.step, {"done": self.done, "partial": self.partial})
+
+
+def _gates(net: nn.Module) -> list[float]:
+    """The gates of the connections of a graph; none of other nets."""
+    learns = isinstance(net, LayerGraph) and any(p.requires_grad for p in net.wiring.parameters())
+    return [float(gate) for gate in connection_gates(net)] if learns else []  # type: ignore[arg-type]
+
