@@ -32,7 +32,7 @@ from ash import (
 )
 from ash import DSRWiring as DSR
 from ash.checks import require
-from experiments.models import around_centre
+from experiments.models import around_centre, distinct
 
 WIDTHS = (300, 100)
 """Hidden units of LeNet-300-100."""
@@ -58,7 +58,7 @@ class Recipe:
     drop: str = "magnitude"
 
 
-GAUSSIAN = Recipe("adamw", 1e-2, 0.1)
+GAUSSIAN = Recipe("adamw", 1e-2, 0.1, batch=256)
 RECIPES: dict[str, Recipe] = {
     "dense": Recipe(),
     "static": Recipe(),
@@ -80,6 +80,8 @@ STORED: dict[str, Any] = {
 MEAN_LR, SPREAD, FREEZE = 0.05, 0.2, 0.7
 SCALES = (3 / 28, 0.3)
 """Scale of a Gaussian at the start, as a share of the image's size, and when the means are frozen, in pixels."""
+HIDDEN_SCALE = 0.6
+"""Scale at the start where inputs are hidden units, in units of an index."""
 
 
 class Task(NamedTuple):
@@ -131,23 +133,24 @@ def chain(layers: list[nn.Module]) -> nn.Sequential:
 def _gaussian(size: LayerSize, k: int, image: tuple[int, int], steps: int) -> SparseLayer:
     """A layer of k tuples: units are fixed, as many tuples for each, and inputs are learned.
 
-    Inputs that are an image have a row and a column; others, in no order that means anything, an index.
+    Inputs that are an image have a row and a column. Others have an index, whose neighbours mean nothing: there a
+    unit's tuples start at different inputs and are narrow.
     """
     first = size.inputs == math.prod(image)
     in_shape = image if first else (size.inputs,)
     rows = torch.arange(k) * size.out // k
-    scale = SCALES[0] * max(image) if first else size.inputs / 8
-    schedule = Anneal(max(scale, SCALES[1]), SCALES[1], max(1, round(FREEZE * steps)))
-    positions = around_centre(k, image, SPREAD) if first else torch.rand(k, 1) * (size.inputs - 1)
+    start = max(SCALES[0] * max(image) if first else HIDDEN_SCALE, SCALES[1])
+    schedule = Anneal(start, SCALES[1], max(1, round(FREEZE * steps)))
+    others = distinct(torch.bincount(rows, minlength=size.out), torch.ones(size.inputs))
     wiring = GaussianWiring(
         size.out,
         in_shape,
         k,
         template=Template(1 + len(in_shape), (0,), rows[:, None]),
-        positions=positions,
+        positions=around_centre(k, image, SPREAD) if first else others[:, None],
         context=Context("tuple"),
         sampling=Sampling(global_samples=0, local_samples=2),
-        scale=schedule.start,
+        scale=start,
         scale_floor=schedule,
         scale_ceiling=schedule,
     )
