@@ -65,6 +65,9 @@ class Rewirer:
         fraction: share of a layer's entries that is dropped: a number α, annealed as α/2·(1 + cos(π·t/end)), or a
             schedule t -> share.
         average_over: steps before a rewiring whose gradients are averaged; all micro-batches of a step count anyway.
+            One batch is noisy: where a second product with the weight's gradient in each step can be afforded, as in
+            small nets, averaging over all `every` steps grows much better entries. The sum is held as factors, or
+            dense where that takes less memory.
         rescue: what is done to Gaussian wirings at the same steps; by default nothing.
         explored: keep count of the entries that have ever been in use.
         seed: of random choices; the same on every rank of a distributed run.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -78,6 +78,7 @@ def test_edges_that_lead_nowhere_are_dropped_first() -> None:
 
 
 @kinds
+@settings(max_examples=40)
 @given(data=st.data())
 def test_what_always_holds(kind: type[DynamicWiring], data: st.DataObject) -> None:
     out, in_ = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 7))
