@@ -127,12 +127,11 @@ class Options(RunOptions):
     def resolved(self) -> Options:
         """These options with the data set's own where none is given."""
         own: dict[str, Any] = {"epochs": 15, "batch": 64 if self.data_dir is None else 256}
-        if self.quick:
-            own["epochs"] = 2
         missing: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
-        if self.quick and self.train_images == 0:
-            missing["train_images"] = QUICK
-        return dataclasses.replace(self, **missing)
+        found = dataclasses.replace(self, **missing)
+        if not self.quick:
+            return found
+        return dataclasses.replace(found, epochs=min(found.epochs or 0, 2), train_images=found.train_images or QUICK)
 
 
 def blog(options: Options) -> Options:

@@ -19,6 +19,7 @@ from ash import (
     HyperWiring,
     LayerGraph,
     MLPHypernetwork,
+    Rewirer,
     RigLWiring,
     SETWiring,
     SparseLinear,
@@ -474,6 +475,23 @@ def test_a_wiring_that_collects_gets_the_whole_gradient() -> None:
     (wanted,) = torch.autograd.grad(reference(net, x, dense, everything).square().sum(), dense)
     mask = net.wiring.admissible.mask
     assert torch.allclose(score.dense()[mask], wanted[mask])
+
+
+def test_rewiring_moves_connections_among_those_that_may_exist() -> None:
+    net = graph("sum", wiring=partial(RigLWiring, k=4))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    rewirer = Rewirer(net, optimizer, every=2, end=20, fraction=0.5)
+    before = {tuple(each) for each in net.wiring.rounded().indices.tolist()}
+    x, goal = torch.randn(8, *IN, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
+    for _ in range(12):
+        optimizer.zero_grad()
+        (net(x) - goal).square().mean().backward()
+        optimizer.step()
+        rewirer.step()
+    after = net.wiring.rounded().indices
+    assert len({tuple(each) for each in after.tolist()}) == 4
+    assert {tuple(each) for each in after.tolist()} != before
+    assert net.wiring.admissible.contains(after).all()
 
 
 def test_a_condition() -> None:
