@@ -36,7 +36,8 @@ from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
 from ash.wirings.base import RewireReport, Wiring
 from ash.wirings.choice import TopKBudget
-from ash.wirings.dynamic import DSRWiring, DynamicWiring, RigLWiring, SETWiring, SNFSWiring
+from ash.wirings.dynamic import DynamicWiring, RigLWiring, SETWiring
+from ash.wirings.exchanging import DSRWiring, SNFSWiring
 from ash.wirings.gates import GateWiring, HardConcreteGate
 from ash.wirings.gaussian import GaussianWiring
 from ash.wirings.hyper import HyperWiring

@@ -16,7 +16,8 @@ from ash.distributions import Distribution, LayerSize, allot
 from ash.layers.conv import SparseConv2d
 from ash.layers.linear import SparseLinear, WiringFactory
 from ash.wirings.base import Wiring
-from ash.wirings.dynamic import DSRWiring, RigLWiring, SETWiring, SNFSWiring
+from ash.wirings.dynamic import RigLWiring, SETWiring
+from ash.wirings.exchanging import DSRWiring, SNFSWiring
 from ash.wirings.gates import GateWiring
 from ash.wirings.gaussian import GaussianWiring
 from ash.wirings.static import StaticWiring
