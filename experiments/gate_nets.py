@@ -49,6 +49,14 @@ def convolution(maps: int, padding: int) -> Make:
     return make
 
 
+class Flatten(nn.Module):
+    """Maps as vectors, pixel by pixel: with channels last a view, whose gradient has channels last too. (That of
+    `nn.Flatten` has them first, and everything that it meets on its way back becomes half as fast.)"""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
+        return x.movedim(1, -1).flatten(1)
+
+
 def head(units: int, classes: int, side: int | None = None) -> Make:
     """Dense layers with dropout on all pixels of all maps; with `side` the maps are averaged to side × side before."""
 
@@ -57,7 +65,7 @@ def head(units: int, classes: int, side: int | None = None) -> Make:
         layers = [nn.Linear(shape[0] * pixels, units), nn.ReLU(), nn.Dropout(0.5), nn.Linear(units, classes)]
         nn.init.kaiming_normal_(layers[0].weight, nonlinearity="relu")  # type: ignore[arg-type]
         shrink = [] if side is None else [nn.AdaptiveAvgPool2d(side)]
-        return nn.Sequential(*shrink, nn.Flatten(), *layers)
+        return nn.Sequential(*shrink, Flatten(), *layers)
 
     return make
 
