@@ -70,6 +70,13 @@ def test_a_run_leaves_its_figures_and_pictures(finished: Path) -> None:
     assert found["moved_edges"] == sum(each["new_edges"] for each in lines)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of the time of a short run."""
+    monkeypatch.setattr(dnw.node_pictures, "draw", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_seed_gives_the_same_run_also_in_two_parts(finished: Path, tmp_path: Path) -> None:
     stop = RuntimeError("stopped")
 
@@ -107,6 +114,7 @@ def test_a_run_is_judged(finished: Path, tmp_path: Path) -> None:
     assert 0 < found["frozen_macs"] <= found["macs"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_chain_of_graphs(tmp_path: Path) -> None:
     assert start(tmp_path, "--model", "mobilenet", "--small", "--width", 0.5) == 0
     found = content(tmp_path)
