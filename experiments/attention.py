@@ -30,7 +30,7 @@ Measured, test accuracy at the final epoch, seeds 100 to 102: glimpses 96.9, 96.
 sampled: the last part trains the rounded net), the whole canvas 97.5 % on each, the view alone 85.7, 85.5 and 85.6 %;
 1,391 to 1,398 of 10,000 pixels read (14 %), 13.8 % of the operations (11.2 of 81.0 million; the view alone 11.4). So
 glimpses are 0.7 to 1.3 points behind the net on the canvas. A training step on a canvas of 1000 x 1000 takes 1.01 to
-1.03 times that on 100 x 100. With 6 epochs (seeds 100 and 101) glimpses had 96.5 and 96.3 %, the canvas 97.2 and 97.0 %.
+1.03 times that on 100 x 100. With 6 epochs (seeds 100 and 101): glimpses 96.5 and 96.3 %, the canvas 97.2 and 97.0 %.
 
 What decides (seed 0, validation accuracy of the rounded net; the net on the canvas reaches 97.0 % in 6 epochs):
 
