@@ -110,19 +110,24 @@ class LayerGraph(nn.Module):
         made, self.targets, self.shapes = plan.trace(layers, self.in_shape, device, dtype)
         self.layers = nn.ModuleList(made)
         self.squeezes = nn.ModuleList(plan.squeezes(self.targets, device, dtype))
+        self.wiring = self._wired(partial(GateWiring, values="ones") if wiring is None else wiring, device, dtype)
+
+    def _wired(
+        self, wiring: Wiring | WiringFactory, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> Wiring:
+        """The wiring, made for the connections that may exist, or one that knows no others."""
         possible = self._possible()
-        wiring = partial(GateWiring, values="ones") if wiring is None else wiring
-        ready = isinstance(wiring, Wiring)
         sizes = tuple(possible.shape)
-        self.wiring = make_wiring(
-            wiring, sizes[:1], sizes[1:], admissible=None if ready else Mask(possible), device=device, dtype=dtype
-        )
-        outside = (~possible).nonzero()
+        if not isinstance(wiring, Wiring):
+            admissible = Mask(possible)
+            return make_wiring(wiring, sizes[:1], sizes[1:], admissible=admissible, device=device, dtype=dtype)
+        made = make_wiring(wiring, sizes[:1], sizes[1:])
         require(
-            not ready or not bool(self.wiring.admissible.contains(outside).any()),
+            not bool(made.admissible.contains((~possible).nonzero()).any()),
             "a wiring with connections that cannot be, such as from a layer to itself; give a factory, which gets the "
             "admissible ones.",
         )
+        return made
 
     def _possible(self) -> Tensor:
         """Which entries of W may exist."""
