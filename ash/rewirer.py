@@ -72,7 +72,8 @@ class Rewirer:
         explored: keep count of the entries that have ever been in use.
         seed: of random choices; the same on every rank of a distributed run.
 
-    `step()` after each `optimizer.step()` is all there is to do. Gradients are collected in the backward passes that
+    `step()` after each `optimizer.step()` is all there is to do; `close()` lets go of the model, so that another
+    Rewirer may drive it, and so does the end of the Rewirer's life. Gradients are collected in the backward passes that
     precede a rewiring, in training mode alone; layers that have had none, or one that is not finite, are left out
     of that rewiring. In a distributed run those of all ranks count, and every rank rewires in the same way.
 
@@ -127,13 +128,8 @@ class Rewirer:
             )
         own = weakref.ref(self)
         _DRIVERS.update(dict.fromkeys(self.wirings.values(), own))
-
-    def close(self) -> None:
-        """Let go of the model, so that another Rewirer may drive it."""
-        for wiring in self.wirings.values():
-            wiring.collecting = False
-            wiring.collected()
-            _DRIVERS.pop(wiring, None)
+        self.close = weakref.finalize(self, _release, list(self.wirings.values()))
+        self.close.atexit = False
 
     # --- steps ---------------------------------------------------------------------------------------
 
@@ -288,6 +284,13 @@ class Rewirer:
             if name in state["explored"]:
                 each.load_state_dict(state["explored"][name])
         self._prepare()
+
+
+def _release(wirings: list[Wiring]) -> None:
+    for wiring in wirings:
+        wiring.collecting = False
+        wiring.collected()
+        _DRIVERS.pop(wiring, None)
 
 
 def _pack(score: Score) -> dict[str, Any]:

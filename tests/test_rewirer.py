@@ -501,9 +501,11 @@ def test_a_second_rewirer() -> None:
         with pytest.raises(UserError, match="a second Rewirer on one model: .*wiring has one"):
             Rewirer(second, optimizer, end=500)
     first.close()
-    other = Rewirer(model, optimizer, end=500)
+    other = Rewirer(model, optimizer, every=1, end=500)
+    assert wiring_of(model[0]).collecting
     del other
     gc.collect()
+    assert not wiring_of(model[0]).collecting
     third = Rewirer(model, optimizer, end=500)
     twin = copy.deepcopy(model)  # another model
     assert Rewirer(twin, sgd(twin.parameters()), end=500).driven.keys() == third.driven.keys()
