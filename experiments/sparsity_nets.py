@@ -66,7 +66,7 @@ RECIPES: dict[str, Recipe] = {
     "rigl": Recipe(fraction=0.5, average_over=100, drop="dead_first"),
     "snfs": Recipe(fraction=0.5, drop="dead_first"),
     "dsr": Recipe(),
-    "top_k": Recipe(),
+    "top_k": Recipe(weight_decay=1e-3),
     "gaussian": GAUSSIAN,
 }
 STORED: dict[str, Any] = {
