@@ -195,7 +195,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
     )
     training()
     graphs = graphs_of(model)
-    frames = [(epoch, edges[0]) for epoch, edges in training.record.frames]
+    frames = [(step, edges[0]) for step, edges in training.record.frames]
     node_pictures.draw(run, graphs[0], frames, training.history)
     return summary(options, source, model.eval(), training)
 

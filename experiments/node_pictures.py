@@ -25,10 +25,10 @@ def draw(run: Run, graph: NodeGraph, frames: Sequence[tuple[int, Tensor]], histo
     fresh = {"edges that were not there an epoch ago": (epochs, [each["new_edges"] for each in history])}
     curves(fresh, run.path("moved.png"), ylabel="edges", xlabel="epoch")
     every = changes(frames, graph.nodes)
-    title = "epoch {step:,}: + appeared, – gone"
+    title = "step {step:,}: new orange, gone blue"
     places = torch.linspace(0, len(every) - 1, min(PANELS, len(every))).round().int().tolist()
     some = changes([frames[place] for place in places], graph.nodes)
-    row(some, run.path("wiring.png"), value_limit=1.0, title="epoch {step:,}")
+    row(some, run.path("wiring.png"), value_limit=1.0)
     animate(every, run.path("wiring.gif"), fps=3, value_limit=1.0, title=title)
     weight = graph.wiring.rounded()
     assert weight is not None
@@ -44,11 +44,11 @@ def draw(run: Run, graph: NodeGraph, frames: Sequence[tuple[int, Tensor]], histo
 def changes(frames: Sequence[tuple[int, Tensor]], n: int) -> list[Frame]:
     """Each frame's edges, and those of the one before that are gone: values 1 for new edges, 0 for old, −1 for gone."""
     found, before = [], frames[0][1]
-    for epoch, now in frames:
+    for step, now in frames:
         gone = before[~torch.isin(before, now)]
         values = torch.cat([(~torch.isin(now, before)).float(), -torch.ones(len(gone))])
         ids = torch.cat([now, gone])
         means = torch.stack([ids // n, ids % n], -1).double()
-        found.append(Frame(epoch, means, torch.zeros_like(means), values, None, (n, n)))
+        found.append(Frame(step, means, torch.zeros_like(means), values, None, (n, n)))
         before = now
     return found

@@ -18,6 +18,11 @@ from experiments.runs import Run, restore, training_state
 FRAMES = 24
 
 
+def frame_steps(total: int) -> list[int]:
+    """Steps after which the wiring becomes a frame: closer together at the start, where most of it moves."""
+    return sorted({round(total * (i / FRAMES) ** 2) for i in range(FRAMES + 1)})
+
+
 def cosine(t: float) -> float:
     """From 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * t))
@@ -33,24 +38,22 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "steps": ste
 
 @dataclass
 class Record:
-    """How the wiring went: the edges now and at the start, frames of the first graphs' edges, counts of moves.
+    """How the wiring went.
 
     Attributes:
-        frames: pairs of an epoch and the flattened edges of every graph. moved: edges that were not there an epoch
-            ago, summed over epochs.
+        frames: pairs of a step and the flattened edges of every graph then. moved: edges that were not there an
+            epoch ago, summed over epochs. last: the edges after the last epoch.
     """
 
     frames: list[tuple[int, list[Tensor]]] = field(default_factory=list)
     moved: int = 0
     last: list[Tensor] = field(default_factory=list)
 
-    def add(self, epoch: int, edges: list[Tensor], keep: bool) -> int:
+    def epoch(self, edges: list[Tensor]) -> int:
         """Take in the edges after an epoch; how many are new."""
         pairs = zip(edges, self.last, strict=True) if self.last else ()
         new = sum(int((~torch.isin(now, before)).sum()) for now, before in pairs)
         self.last, self.moved = edges, self.moved + new
-        if keep:
-            self.frames.append((epoch, edges))
         return new
 
 
@@ -77,29 +80,30 @@ class GraphTraining:
         self.epochs, self.batch, self.factor = epochs, batch, SCHEDULES[schedule]
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.history: list[dict[str, float]] = []
-        self.record = Record()
+        self.record, self.frames = Record(), frozenset(frame_steps(driver.total))
 
     def __call__(self) -> None:
         """Train to the end."""
         saved = self.run.load()
         if saved is None:
-            self.record.add(0, edges_now(self.model), True)
+            self._look()
+            self.record.epoch(edges_now(self.model))
         else:
             self._go_on(saved[1])
         bar = self.run.progress(self.driver.total, "training", start=self.driver.step)
         for epoch in range(len(self.history) + 1, self.epochs + 1):
             figures: dict[str, float] = self._epoch(bar)
             figures["test_accuracy"] = accuracy(self.model, self.source)
-            figures["new_edges"] = self.record.add(epoch, edges_now(self.model), self._kept(epoch))
+            figures["new_edges"] = self.record.epoch(edges_now(self.model))
             self.history.append({"epoch": epoch, **figures})
             self.run.log(self.driver.step, epoch=epoch, **figures)
             self.run.time(self.driver.step, epoch=epoch)
             self.run.save(self.driver.step, self._state())
 
-    def _kept(self, epoch: int) -> bool:
-        """Whether the wiring after this epoch becomes a frame: 24 of them at most."""
-        every = math.ceil(self.epochs / FRAMES)
-        return epoch % every == 0 or epoch == self.epochs
+    def _look(self) -> None:
+        """Keep a frame of the wiring, if it is time."""
+        if self.driver.step in self.frames:
+            self.record.frames.append((self.driver.step, edges_now(self.model)))
 
     def _epoch(self, bar: Any) -> dict[str, float]:
         self.model.train()
@@ -114,13 +118,14 @@ class GraphTraining:
             loss.backward()
             self.optimizer.step()
             self.driver.after(self.optimizer)
+            self._look()
             loss_sum, right = loss_sum + loss.detach() * len(y), right + (output.argmax(1) == y).sum()
             seen += len(y)
             bar.update(1)
         return {"loss": float(loss_sum) / seen, "train_accuracy": int(right) / seen}
 
     def _state(self) -> dict[str, Any]:
-        frames = [[epoch, *edges] for epoch, edges in self.record.frames]
+        frames = [[step, *edges] for step, edges in self.record.frames]
         record = {"frames": frames, "moved": self.record.moved, "last": self.record.last}
         own = {"history": self.history, "record": record, "driver": self.driver.state()}
         return training_state(self.model, self.optimizer) | own
@@ -129,7 +134,7 @@ class GraphTraining:
         restore(state, self.model, self.optimizer)
         self.driver.restore(state["driver"])
         self.history, kept = state["history"], state["record"]
-        frames = [(int(epoch), list(edges)) for epoch, *edges in kept["frames"]]
+        frames = [(int(step), list(edges)) for step, *edges in kept["frames"]]
         self.record = Record(frames, kept["moved"], kept["last"])
 
 

@@ -16,7 +16,7 @@ from experiments.__main__ import main
 from experiments.dnw import Options
 from experiments.node_nets import Shape, SmallNet, middle
 from experiments.node_pictures import changes
-from experiments.node_training import Record, cosine, steps
+from experiments.node_training import Record, cosine, frame_steps, steps
 from experiments.node_wirings import WAYS, Driver, Phases, edges_now, make_optimizer, wire
 
 PICTURES = ("accuracy.png", "moved.png", "wiring.png", "wiring.gif", "adjacency.png", "graph.png")
@@ -80,11 +80,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_seed_gives_the_same_run_also_in_two_parts(finished: Path, tmp_path: Path) -> None:
     stop = RuntimeError("stopped")
 
-    def stopping(*arguments: object) -> None:
-        raise stop
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dnw.GraphTraining, "_kept", stopped_at(2, stop))
+        patch.setattr(dnw.GraphTraining, "_look", stopped_at(6, stop))
         with pytest.raises(RuntimeError, match="stopped"):
             start(tmp_path)
     assert start(tmp_path, "--resume") == 0
@@ -95,15 +92,16 @@ def test_the_same_seed_gives_the_same_run_also_in_two_parts(finished: Path, tmp_
     }
 
 
-def stopped_at(epoch: int, error: Exception) -> Any:
-    """A stand-in for `_kept` that fails after an epoch."""
+def stopped_at(step: int, error: Exception) -> Any:
+    """A stand-in for `_look` that fails in the middle of the second epoch."""
+    look = dnw.GraphTraining._look
 
-    def kept(self: object, now: int) -> bool:
-        if now == epoch:
+    def looking(self: Any) -> None:
+        if self.driver.step == step:
             raise error
-        return True
+        look(self)
 
-    return kept
+    return looking
 
 
 def test_a_run_is_judged(finished: Path, tmp_path: Path) -> None:
@@ -199,10 +197,17 @@ def test_equal_edges_are_equal_numbers_of_usable_ones() -> None:
 
 def test_moved_edges_are_those_that_were_not_there_before() -> None:
     record = Record()
-    assert record.add(0, [torch.tensor([1, 2, 3])], True) == 0
-    assert record.add(1, [torch.tensor([2, 3, 7])], False) == 1
-    assert record.add(2, [torch.tensor([1, 2, 9])], True) == 2
-    assert record.moved == 3 and [epoch for epoch, _ in record.frames] == [0, 2]
+    assert record.epoch([torch.tensor([1, 2, 3])]) == 0
+    assert record.epoch([torch.tensor([2, 3, 7])]) == 1
+    assert record.epoch([torch.tensor([1, 2, 9])]) == 2
+    assert record.moved == 3
+
+
+def test_frames_are_closer_together_at_the_start() -> None:
+    assert frame_steps(3) == [0, 1, 2, 3]
+    found = frame_steps(1000)
+    assert (found[0], found[-1], len(found)) == (0, 1000, 25)
+    assert found[1] - found[0] < found[-1] - found[-2]
 
 
 def test_frames_show_what_appeared_and_what_is_gone() -> None:
