@@ -31,14 +31,20 @@ faster than they learn: on the digits (200 edges, 10 epochs, seed 0, validation)
 learning rate as it is, 0.89 with 0.3 of it (`--edge-lr`), 0.78 with 0.1; in the static graph (60 edges, 12 epochs)
 0.90, 0.90 and 0.85.
 
+MNIST, 6,000 training images, 3 epochs, batch 32, 120 usable edges each (`--data-dir DIR --train-images 6000 --epochs 3
+--batch 32 --wiring random|top_k --seed S`), seeds 100, 101, 102: random 85.3, 87.4, 85.1 %, top_k 87.6, 90.7, 87.0 %
+of the test images at the final epoch. Discovered graphs end with 116 to 120 of their edges on a path from an input to
+an output, random ones with 37 to 47, and take 25 to 27 thousand multiplications instead of 41 to 45, for fewer nodes.
+
 Keys of summary.json: `dataset`, `train_images`, `model`, `dynamics`, `wiring`, `nodes`, `edges` (in use at the end),
 `usable_edges` (how many can be), `moved_edges` (new ones from one epoch to the next, summed), `initial_edges_left`
 (share of the first edges that is still there), `live_edges` (on a path from an input to an output), `test_accuracy`
 (final epoch), `frozen_test_accuracy` (live nodes and edges alone), `train_accuracy`, `validation` (whether tested on
 held out images), `stored_numbers`, `macs` (multiplications with addition for an image), `macs_224` (mobilenet).
 
-Pictures: accuracy.png; moved.png; wiring.png and wiring.gif, the edges (target, source) over training, new ones orange
-and those that are gone blue; adjacency.png; graph.png for small graphs. Of a chain they show the first graph.
+Pictures: accuracy.png; moved.png, how many of the first edges are still there and of the last ones already; wiring.png
+and wiring.gif, the edges (target, source) over training, new ones orange and those that are gone blue;
+adjacency.png; graph.png for small graphs. Of a chain they show the first graph.
 
 `--evaluate FOLDER` judges the checkpoint of a run, whose options must be the same: `test_accuracy`,
 `frozen_test_accuracy`, `largest_difference` of outputs, `milliseconds` and `frozen_milliseconds` for a batch of 100.

@@ -18,12 +18,13 @@ DRAWN = 300
 
 def draw(run: Run, graph: NodeGraph, frames: Sequence[tuple[int, Tensor]], history: list[dict[str, float]]) -> None:
     """accuracy.png, moved.png, wiring.png, wiring.gif, adjacency.png and, of a small graph, graph.png."""
-    epochs = [each["epoch"] for each in history]
+    steps = [each["step"] for each in history]
     names = {"training": "train_accuracy", "test": "test_accuracy"}
-    series = {title: (epochs, [each[name] for each in history]) for title, name in names.items()}
-    curves(series, run.path("accuracy.png"), ylabel="accuracy", xlabel="epoch")
-    fresh = {"edges that were not there an epoch ago": (epochs, [each["new_edges"] for each in history])}
-    curves(fresh, run.path("moved.png"), ylabel="edges", xlabel="epoch")
+    series = {title: (steps, [each[name] for each in history]) for title, name in names.items()}
+    curves(series, run.path("accuracy.png"), ylabel="accuracy")
+    shares = {"of the first edges, still there": frames[0][1], "of the last edges, there already": frames[-1][1]}
+    lines = {title: ([step for step, _ in frames], share(edges, frames)) for title, edges in shares.items()}
+    curves(lines, run.path("moved.png"), ylabel="share")
     every = changes(frames, graph.nodes)
     title = "step {step:,}: new orange, gone blue"
     places = torch.linspace(0, len(every) - 1, min(PANELS, len(every))).round().int().tolist()
@@ -39,6 +40,11 @@ def draw(run: Run, graph: NodeGraph, frames: Sequence[tuple[int, Tensor]], histo
     if graph.nodes <= DRAWN:
         inputs, outputs = range(s.inputs), range(s.senders, s.n)
         node_graph(dense, run.path("graph.png"), blocks=blocks, inputs=inputs, outputs=outputs)
+
+
+def share(edges: Tensor, frames: Sequence[tuple[int, Tensor]]) -> list[float]:
+    """Which share of the edges is there in each frame."""
+    return [float(torch.isin(edges, now).double().mean()) for _, now in frames]
 
 
 def changes(frames: Sequence[tuple[int, Tensor]], n: int) -> list[Frame]:

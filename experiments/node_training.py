@@ -95,7 +95,7 @@ class GraphTraining:
             figures: dict[str, float] = self._epoch(bar)
             figures["test_accuracy"] = accuracy(self.model, self.source)
             figures["new_edges"] = self.record.epoch(edges_now(self.model))
-            self.history.append({"epoch": epoch, **figures})
+            self.history.append({"epoch": epoch, "step": self.driver.step, **figures})
             self.run.log(self.driver.step, epoch=epoch, **figures)
             self.run.time(self.driver.step, epoch=epoch)
             self.run.save(self.driver.step, self._state())

@@ -15,7 +15,7 @@ from experiments import dnw
 from experiments.__main__ import main
 from experiments.dnw import Options
 from experiments.node_nets import Shape, SmallNet, middle
-from experiments.node_pictures import changes
+from experiments.node_pictures import changes, share
 from experiments.node_training import Record, cosine, frame_steps, steps
 from experiments.node_wirings import WAYS, Driver, Phases, edges_now, make_optimizer, wire
 
@@ -211,6 +211,7 @@ def test_frames_are_closer_together_at_the_start() -> None:
 
 
 def test_frames_show_what_appeared_and_what_is_gone() -> None:
+    assert share(torch.tensor([1, 5]), [(0, torch.tensor([1, 5])), (3, torch.tensor([5, 7]))]) == [1.0, 0.5]
     first, second = changes([(0, torch.tensor([1, 5])), (3, torch.tensor([5, 7]))], 3)
     assert first.values.tolist() == [0.0, 0.0]
     assert second.step == 3
