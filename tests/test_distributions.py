@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ash import UserError
@@ -67,6 +67,7 @@ def test_a_distribution_may_be_a_function() -> None:
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([(), (3,), (3, 3), (1, 1)]))
 
 
+@settings(max_examples=50)
 @given(st.lists(sizes, min_size=1, max_size=8), st.floats(0.001, 1), st.sampled_from(sorted(DISTRIBUTIONS)))
 def test_totals_are_exact_and_bounds_kept(
     drawn: list[tuple[int, int, tuple[int, ...]]], density: float, name: str
