@@ -7,6 +7,10 @@ classes' frequencies are all that is left to learn. Same steps, optimizer and le
 tuples are rounded for good, and the others rewired for the last time, at two thirds of the run. Adaptive tuples look
 at the picture. `gate` has as many entries as the others, drawn once, each with a value and a gate.
 
+Seeds 100-102: every cell beats the empty wiring (10 %) by at least 72 points, the spreads are at most 2. From 82 %
+(Gaussian, node graph in discrete time) to 97.6 % (adaptive, linear); where a host has room (a convolution, layers)
+the wirings are within two points of one another. 18 minutes on one busy core.
+
 Keys of `summary.json` besides the standard ones: `cells`, an object keyed `wiring/host`, with `accuracy` (on the test
 images after the last step, rounded, mean over the seeds), `spread` (its standard deviation), `empty` (accuracy of
 the same host with an empty wiring), `empty_spread`, `density` (entries stored over those admissible), `entries`,
@@ -63,7 +67,7 @@ class Options(RunOptions):
     """Columns of the table."""
     seeds: int = 3
     """Nets of a cell."""
-    steps: int = 150
+    steps: int = 100
     """Batches."""
     batch: int = 128
     """Pictures in a batch."""

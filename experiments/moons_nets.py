@@ -103,22 +103,26 @@ class GaussianBank(DenseBank):
     """A layer of Gaussian edges of each of s nets: tuples of one wiring, of which each is tied to its net.
 
     The weight tensor is (net, out) × (net, in), both nets of a tuple are fixed and the same, and tuples have no points
-    in common (context `"tuple"`), so that the nets do not know of one another.
+    in common (context `"tuple"`), so that the nets do not know of one another. Where tuples are at least as many as
+    inputs, each has its input fixed, as many for each, and learns its output.
     """
 
     def __init__(self, options: Options, size: int, out: int, k: int, generators: Sequence[torch.Generator]):
         nets = len(generators)
         super().__init__(nets, size, out)
         del self.weight
-        net = torch.arange(nets).repeat_interleave(k)
+        tuples = [torch.arange(nets).repeat_interleave(k)] * 2
         top = torch.tensor([out, size], dtype=torch.float64) - 1
-        positions = [torch.rand(k, 2, dtype=torch.float64, generator=generator) * top for generator in generators]
+        if k >= size:
+            tuples.append(torch.arange(k).mul(size).div(k, rounding_mode="floor").repeat(nets))
+            top = top[:1]
+        positions = [torch.rand(k, len(top), dtype=torch.float64, generator=each) * top for each in generators]
         self.wiring = GaussianWiring(
             (nets, out),
             (nets, size),
-            template=Template(4, (0, 2), torch.stack([net, net], 1)),
+            template=Template(4, (0, 2, 3)[: len(tuples)], torch.stack(tuples, 1)),
             positions=torch.cat(positions),
-            sampling=Sampling(global_samples=0, local_samples=2),
+            sampling=Sampling(global_samples=0, local_samples=options.local_samples),
             scale=options.scale,
             scale_floor=options.scale_end,
             scale_ceiling=Anneal(options.scale, options.scale_end, max(1, options.freeze_at)),

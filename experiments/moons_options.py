@@ -54,10 +54,12 @@ class Options(RunOptions):
     """Every wiring with and without the defects."""
     mean_lr: float = 0.1
     """gaussian: steps of the means, in units of the scale."""
-    scale: float = 1.0
+    scale: float = 2.0
     """gaussian: scale of the tuples at the start, in units of an index."""
     scale_end: float = 0.2
     """gaussian: scale of the tuples when they are rounded for good."""
+    local_samples: int = 4
+    """gaussian: points around the mean of each tuple, besides its corners."""
     freeze: float = 0.5
     """gaussian: share of the steps after which the tuples are rounded for good."""
 
