@@ -16,6 +16,10 @@ sparse layer that do not exist; 0: the dense network), `first_dense`, `test_accu
 `spread` (standard deviation), `seeds` (how many), `stored_numbers`. Also table.md and, as a picture, accuracy.png.
 A run that is resumed may be given more densities or seeds.
 
+By `--seed 100 --seeds 3 --data-dir CIFAR` on the CPU (settings the usual ones, not tuned; test accuracy in per cent,
+mean of the seeds and their deviation): dense 59.4 ± 0.2; from 10 to 50 % sparsity both lie within 1.4 of it; at 70 %
+the first layer dense 57.7 ± 0.2, all sparse 56.6 ± 0.2; at 90 % 55.8 ± 0.9 and 48.6 ± 0.8.
+
 With `--evaluate FOLDER`, nothing is trained: the last network of that run's checkpoint is judged, as it is and
 frozen by `ash.freeze`. Keys: `density`, `first_dense`, `network_seed`, `test_accuracy`, `frozen_test_accuracy`,
 `largest_difference` (of outputs on a batch), `forms`, `milliseconds` and `frozen_milliseconds` for that batch.
