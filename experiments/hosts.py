@@ -93,8 +93,8 @@ class Options(RunOptions):
         require(self.every <= self.steps, f"--every {self.every} of --steps {self.steps}; expected a rewiring.")
         if not self.quick:
             return self
-        small = {"seeds": min(2, self.seeds), "steps": min(6, self.steps), "every": min(3, self.every)}
-        return dataclasses.replace(self, batch=min(32, self.batch), **small)
+        few = dataclasses.replace(self, seeds=min(2, self.seeds), batch=min(32, self.batch))
+        return dataclasses.replace(few, steps=min(6, self.steps), every=min(3, self.every))
 
 
 def run(options: Options, run: Run) -> dict[str, object]:

@@ -34,7 +34,7 @@ class Options(RunOptions):
     l2: float = 1e-4
     """Of the sum of squares of all weights and biases in the loss."""
     decay: float | None = None
-    """As much again by the optimizer, inside the gradient; 9e-4 for adam, 0 for sgd if not given."""
+    """What the optimizer adds to l2, inside the gradient; 9e-4 for adam, 0 for sgd if not given."""
     init: Literal["he", "uniform"] = "he"
     """he-uniform over active edges, or uniform from -0.1 to 0.1 with biases 0 as in the demo."""
     kinks: bool = True
