@@ -45,7 +45,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ash import GateWiring, LayerGraph
+from ash import LayerGraph
 from ash.checks import positive, require
 from ash.plot import curves
 from ash.plot.gates import gates as draw_gates
@@ -53,6 +53,7 @@ from experiments import checkpoint, gate_nets
 from experiments.data import Images, cifar10, digits, mnist, standardise
 from experiments.folder import CHECKPOINT
 from experiments.gate_nets import BASE, Shapes, learned
+from experiments.gate_retraining import retrain
 from experiments.gate_table import agreement, collect, label, mean
 from experiments.gate_training import Recipe, Session, Trained
 from experiments.runs import Run, RunOptions
@@ -161,7 +162,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
         chains = [session.train(f"chain {seed}", seed, wide, epochs) for seed in seeds]
         result |= accuracies("baseline_", chains) | {"baseline_parameters": learned(chains[0].net)}
     if options.net == "gated" and options.retrain:
-        result |= retrain(options, session, shapes, dict(zip(seeds, mains, strict=True)))
+        result |= retrain(session, make, dict(zip(seeds, mains, strict=True)), options.prune, epochs)
     draw(mains, run)
     return result
 
@@ -240,57 +241,6 @@ def maker(options: Options, shapes: Shapes) -> Callable[[], nn.Module]:
     if options.net == "chain":
         return partial(gate_nets.chain_as_large_as, learned(gated()), shapes)
     return gated
-
-
-# --- removing low gates ----------------------------------------------------------------------------------
-
-
-def retrain(options: Options, session: Session, shapes: Shapes, mains: dict[int, Trained]) -> dict[str, object]:
-    """Accuracies of nets with low gates removed, and of those that they are to be compared with."""
-    found: dict[str, list[float]] = {}
-    left = []
-    for seed, main in mains.items():
-        gates = gates_of(main.net)
-        order = gates.gate.gate(gates.logits.detach()).abs().argsort()
-        removed = order[: round(options.prune * len(order))]
-        left.append(len(order) - len(removed))
-        weights = main.net.state_dict()
-        pruned = without(maker(options, shapes), removed, weights)
-        found.setdefault("pruned", []).append(session.accuracy(pruned.to(session.run.device)))
-        for name, (make, epochs) in retrained(options, shapes, removed, weights, seed).items():
-            found.setdefault(name, []).append(session.train(f"{name} {seed}", seed, make, epochs).test_accuracy)
-    return {"pruned_connections": left} | {f"{name}_accuracy": mean(each) for name, each in found.items()}
-
-
-def retrained(
-    options: Options, shapes: Shapes, removed: Tensor, weights: dict[str, Tensor], seed: int
-) -> dict[str, tuple[Callable[[], nn.Module], int]]:
-    """The nets that are trained after gates were removed: what makes each, and for how many epochs."""
-    make, epochs = maker(options, shapes), options.epochs or 0
-    number = len(gates_of(make()).logits)
-    other = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[: len(removed)]
-    further = max(1, epochs // 3)
-    return {
-        "trained_on": (partial(without, make, removed, weights), further),
-        "continued": (partial(without, make, removed[:0], weights), further),
-        "scratch": (partial(without, make, removed), epochs),
-        "random": (partial(without, make, other), epochs),
-    }
-
-
-def gates_of(net: nn.Module) -> GateWiring:
-    """The gates of a net."""
-    assert isinstance(net, LayerGraph) and isinstance(net.wiring, GateWiring)
-    return net.wiring
-
-
-def without(make: Callable[[], nn.Module], removed: Tensor, weights: dict[str, Tensor] | None = None) -> nn.Module:
-    """A net, new or with these weights, without some of its gates."""
-    net = make()
-    if weights is not None:
-        net.load_state_dict(weights)
-    gates_of(net).alive[removed.to(gates_of(net).alive.device)] = False
-    return net
 
 
 # --- figures ---------------------------------------------------------------------------------------------

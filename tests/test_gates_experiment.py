@@ -173,7 +173,6 @@ def test_a_run_that_was_stopped_is_as_one_that_was_not(whole: Path, tmp_path: Pa
     [
         ("--net", "narrow"),
         ("--gates", "unique", "--gate", "hard_concrete", "--merge", "squeeze", "--sparsity", 0.5, "--bfloat16"),
-        ("--gate", "linear", "--merge", "sum", "--gate-init", "forward", "--resize", "area"),
     ],
 )
 def test_variants(tmp_path: Path, arguments: tuple[object, ...]) -> None:
