@@ -276,3 +276,17 @@ def test_bad_forms() -> None:
         freeze(net(), forms={"0": "coo"})
     with pytest.raises(UserError, match="expected names of sparse layers: none"):
         freeze(nn.Linear(2, 2), forms={"": "csr"})
+
+
+class _Fresh(nn.Module):
+    """Its inference form is made of new modules."""
+
+    def frozen(self) -> nn.Module:
+        return nn.Sequential(*(nn.Identity() for _ in range(2000)))
+
+
+def test_what_is_made_anew_is_not_taken_for_what_is_gone() -> None:
+    """New modules may get the ids of those that were replaced before them."""
+    layers = [SparseLinear(3, 3, wiring=static) for _ in range(20)]
+    frozen = freeze(nn.Sequential(*layers, _Fresh()))
+    assert all(type(each) is nn.Identity for each in frozen[-1])

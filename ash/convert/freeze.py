@@ -95,13 +95,16 @@ def _is_host(module: nn.Module) -> bool:
 # --- from training to inference ------------------------------------------------------------------------
 
 
-def _replace(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
-    """The module with its wirings rounded, and with `frozen()` in the place of every module that has it."""
-    if id(module) in done:
-        return done[id(module)]
-    done[id(module)] = module  # a module that holds itself
+def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The module with its wirings rounded, and with `frozen()` in the place of every module that has it.
+
+    `done` holds the modules themselves: the id of one that is gone may be that of another soon.
+    """
+    if module in done:
+        return done[module]
+    done[module] = module  # a module that holds itself
     new = _rounded(module) if isinstance(module, Wiring) else _own_form(module)
-    done[id(module)] = done[id(new)] = new
+    done[module] = done[new] = new
     if not isinstance(new, Wiring):
         for name, child in list(new._modules.items()):
             new._modules[name] = None if child is None else _replace(child, done)
