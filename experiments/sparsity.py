@@ -2,10 +2,17 @@
 
 The protocol of the tables of Sparse Momentum and its peers: 100 epochs, batches of 100, a tenth of the training set
 for validation, SGD 0.1 with momentum 0.9 and L2 of 5e-4. Our own are: one cosine for the learning rate, layers' shares
-by Erdos-Renyi, and what `sparsity_nets.RECIPES` says of single wirings, all of it chosen on the validation part of
-seed 0 after 3 to 15 epochs: twice the L2 for top_k; half of the entries rewired at first, by gradients averaged over
-all steps since the last rewiring (rigl), and entries that do nothing dropped before small ones (rigl, snfs); AdamW,
-batches of 256 and a decoupled decay for Gaussians.
+by Erdos-Renyi, and what `sparsity_nets.RECIPES` says of single wirings, chosen on the validation part of seed 0 after 3
+to 15 epochs: twice the L2 for top_k; half of the entries rewired at first, by gradients averaged over all steps since
+the last rewiring, and entries that do nothing dropped before small ones (rigl; snfs by analogy, without a run); AdamW,
+batches of 256 and a decoupled decay for Gaussians. The other wirings have not been tuned.
+
+Seeds 100 to 102, test error at the final epoch in %, mean and standard deviation (`--seed 100`):
+
+| wiring | 1 % | 2 % | 5 % of the weights |
+|---|---|---|---|
+| rigl | 2.30 ± 0.13 | 2.05 ± 0.02 | 1.71 ± 0.09 |
+| top_k | 1.96 ± 0.06 | | |
 
 `--wiring` chooses any of
 
