@@ -60,11 +60,11 @@ class SparseWeight:
             f"indices {tuple(self.indices.shape)} and values {tuple(self.values.shape)} for a weight tensor of rank "
             f"{r}; expected (n, {r}) and (n,), or (b, n, {r}) and (b, n).",
         )
-        require(
-            self.candidate is None or (self.candidate.shape == self.shape and not self.per_instance),
-            f"a candidate tensor for a {'weight per instance' if self.per_instance else 'weight'} of shape "
-            f"{self.shape}; expected one of that shape, for a shared weight.",
-        )
+        if self.candidate is not None:
+            fits = self.candidate.shape == self.shape and not self.per_instance
+            kind = "weight per instance" if self.per_instance else "weight"
+            require(fits, f"a candidate tensor for a {kind} of shape {self.shape}; expected one of that shape, for a "
+                          "shared weight.")  # fmt: skip
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ash import Rewirer, SparseWeight
-from ash.layers.linear import make_wiring
+from ash.layers.host import make_wiring
 from ash.wirings.frozen import FrozenWiring
 from experiments import hosts
 from experiments.__main__ import main

@@ -14,7 +14,8 @@ from ash.checks import UserError, choose, require
 from ash.count import aligned
 from ash.distributions import Distribution, LayerSize, allot
 from ash.layers.conv import SparseConv2d
-from ash.layers.linear import SparseLinear, WiringFactory
+from ash.layers.host import WiringFactory
+from ash.layers.linear import SparseLinear
 from ash.wirings.base import Wiring
 from ash.wirings.dynamic import RigLWiring, SETWiring
 from ash.wirings.exchanging import DSRWiring, SNFSWiring

@@ -13,7 +13,7 @@ from ash.backends import get_backend
 from ash.checks import UserError, check_finite, choose, positive, require
 from ash.contract import contract
 from ash.layers.dense import materialise
-from ash.layers.linear import WiringFactory, make_wiring
+from ash.layers.host import BiasedHost, WiringFactory, make_wiring
 from ash.layers.unfold import Pair, Window, unfold
 from ash.weight import SparseWeight
 from ash.wirings.base import Wiring
@@ -34,7 +34,7 @@ def crossover(out_channels: int, taps: int) -> float:
     return 0.1 if taps == 1 else max(0.0, 0.06 - 4 / out_channels)
 
 
-class SparseConv2d(nn.Module):
+class SparseConv2d(BiasedHost):
     """A drop-in for `nn.Conv2d` with a sparse kernel.
 
     Args:
@@ -82,10 +82,7 @@ class SparseConv2d(nn.Module):
         self.pads = _pads(self.padding, self.kernel_size, self.stride, self.dilation)
         in_shape = (in_channels // groups, *self.kernel_size)
         self.wiring = make_wiring(wiring, (out_channels,), in_shape, device=device, dtype=dtype)
-        own = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", own)
-        self._reset_bias()
+        self._register_bias(bias, device, dtype)
 
     def _check_options(self) -> None:
         choose("padding mode", self.padding_mode, _MODES)
@@ -104,18 +101,6 @@ class SparseConv2d(nn.Module):
             self.groups == 1,
             f"backend {self.backend!r} with groups={self.groups}; use 'auto' or 'dense', or one group.",
         )
-
-    def reset_parameters(self) -> None:
-        """New wiring and bias, as when the layer was made."""
-        self.wiring.reset_parameters()
-        self._reset_bias()
-
-    @torch.no_grad()
-    def _reset_bias(self) -> None:
-        """Uniform in ±1/√(mean fan-in over the stored entries)."""
-        if self.bias is not None:
-            bound = 1 / math.sqrt(max(1.0, self.wiring.stored_entries() / self.out_channels))
-            self.bias.uniform_(-bound, bound)
 
     @classmethod
     def from_conv(
@@ -138,11 +123,7 @@ class SparseConv2d(nn.Module):
             wiring=wiring,
             backend=backend,
         )
-        layer.wiring.load_dense(weight.detach())
-        if layer.bias is not None and conv.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(conv.bias)
-        return layer.train(conv.training)
+        return layer._take(conv)
 
     def forward(self, x: Float[Tensor, "..."], condition: Tensor | None = None) -> Float[Tensor, "..."]:
         """`(b, c, h, w)` -> `(b, o, oh, ow)`, or both without b.

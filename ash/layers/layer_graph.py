@@ -13,7 +13,7 @@ from ash.checks import check_finite, choose, require, shape
 from ash.layers import merging
 from ash.layers.dense import materialise
 from ash.layers.graph_plan import LayerFactory, Plan, describe
-from ash.layers.linear import WiringFactory, make_wiring
+from ash.layers.host import WiringFactory, make_wiring
 from ash.layers.merging import Shape, Target
 from ash.template import Mask
 from ash.weight import SparseWeight

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ash.backends import get_backend
-from ash.checks import UserError, check_finite, require, shape
+from ash.checks import UserError, check_finite, shape
 from ash.contract import contract
 from ash.growth import Factors
+from ash.layers.host import BiasedHost, WiringFactory, make_wiring
 from ash.wirings.base import Wiring
-from ash.wirings.gaussian import GaussianWiring
-
-WiringFactory = Callable[..., Wiring]
-
-
-def make_wiring(
-    wiring: Wiring | WiringFactory | None, out_shape: tuple[int, ...], in_shape: tuple[int, ...], **factory: Any
-) -> Wiring:
-    """A wiring for a weight of the given shape, from one, or from a factory called as `f(out_shape, in_shape)`.
-
-    Raises `UserError` where a wiring is of another shape, or a factory returns something else.
-    """
-    if not isinstance(wiring, Wiring):
-        make = GaussianWiring if wiring is None else wiring
-        given = {name: value for name, value in factory.items() if value is not None}
-        wiring = make(out_shape, in_shape, **given)
-    require(isinstance(wiring, Wiring), f"a factory that returned a {type(wiring).__name__}; expected a Wiring.")
-    expected = (out_shape, in_shape)
-    actual = (wiring.out_shape, wiring.in_shape)
-    require(actual == expected, f"a wiring of shape {actual[0]} x {actual[1]}; expected {out_shape} x {in_shape}.")
-    return wiring
 
 
 def _instances(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -44,7 +22,7 @@ def _instances(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x if x.dim() == lead else x.flatten(lead).movedim(-1, 1).flatten(0, 1)
 
 
-class SparseLayer(nn.Module):
+class SparseLayer(BiasedHost):
     """y = W · x + bias with a sparse W of any rank.
 
     Args:
@@ -77,24 +55,7 @@ class SparseLayer(nn.Module):
         if backend != "auto":
             get_backend(backend)
         self.wiring = make_wiring(wiring, self.out_shape, self.in_shape, device=device, dtype=dtype)
-        self.bias: nn.Parameter | None
-        self.register_parameter(
-            "bias", nn.Parameter(torch.empty(self.out_shape, device=device, dtype=dtype)) if bias else None
-        )
-        self._reset_bias()
-
-    def reset_parameters(self) -> None:
-        """New wiring and bias, as when the layer was made."""
-        self.wiring.reset_parameters()
-        self._reset_bias()
-
-    @torch.no_grad()
-    def _reset_bias(self) -> None:
-        """Uniform in ±1/√(mean fan-in over the stored entries)."""
-        if self.bias is not None:
-            fan_in = self.wiring.stored_entries() / math.prod(self.out_shape)
-            bound = 1 / math.sqrt(max(1.0, fan_in))
-            self.bias.uniform_(-bound, bound)
+        self._register_bias(bias, device, dtype)
 
     def forward(self, x: Float[Tensor, "..."], condition: Tensor | None = None) -> Float[Tensor, "..."]:
         """`(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`.
@@ -169,11 +130,7 @@ class SparseLinear(SparseLayer):
             wiring=wiring,
             backend=backend,
         )
-        layer.wiring.load_dense(weight.detach())
-        if layer.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(linear.bias)
-        return layer.train(linear.training)
+        return layer._take(linear)
 
     def forward(self, x: Float[Tensor, "*n i"], condition: Tensor | None = None) -> Float[Tensor, "*n o"]:
         """`(*, in_features)` -> `(*, out_features)`; every row is an instance, for which `condition` has a row too."""

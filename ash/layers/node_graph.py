@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ash.backends import get_backend
 from ash.checks import UserError, check_finite, choose, require
-from ash.layers.linear import WiringFactory, make_wiring
+from ash.layers.host import WiringFactory, make_wiring
 from ash.layers.node_dynamics import DYNAMICS, Dynamics, Evaluation, Static, candidates_of, hidden_sizes
 from ash.layers.node_function import NodeFunction, make_function
 from ash.layers.node_plan import Sizes, plan_of, usable_edges

@@ -81,7 +81,8 @@ class StaticWiring(Wiring):
 
     def forward(self, x: Tensor | None = None) -> SparseWeight:
         weight = self.rounded()
-        self._pattern = (self.indices, version(self.indices), weight.pattern)
+        if weight.cached_pattern is None:
+            self._pattern = (self.indices, version(self.indices), weight.pattern)
         return weight
 
     def rounded(self) -> SparseWeight:
