@@ -31,6 +31,7 @@ from ash.rewirer import RewireEvent, Rewirer
 from ash.sampling import Sampling
 from ash.schedules import Anneal
 from ash.sorting import PermutationWiring, Quicksort, RankHypernetwork
+from ash.sparse_batch import SparseBatch
 from ash.template import Admissible, Boxes, Everything, Mask, SourceBeforeTarget, Template, block_structure
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
@@ -94,6 +95,7 @@ __all__ = [
     "Score",
     "SetHypernetwork",
     "SourceBeforeTarget",
+    "SparseBatch",
     "SparseConv2d",
     "SparseLayer",
     "SparseLinear",

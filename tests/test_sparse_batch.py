@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from ash import SparseBatch, UserError
+
+
+def two() -> SparseBatch:
+    """A graph of three nodes with a doubled edge, and one of two nodes."""
+    first, second = torch.tensor([[0, 1], [2, 0], [0, 1]]), torch.tensor([[1, 1]])
+    return SparseBatch.from_entries([first, second], [torch.tensor([1.0, 2.0, 3.0]), torch.ones(1)], [(3, 3), (2, 2)])
+
+
+def test_worked_by_hand():
+    batch = two()
+    assert len(batch) == 2 and batch.rank == 2 and batch.entries == 4
+    assert batch.instance.tolist() == [0, 0, 0, 1] and batch.starts.tolist() == [0, 3, 4]
+    assert batch.ids.tolist() == [1, 6, 1, 9 + 3]
+    dense = batch.to_dense()
+    assert dense.tolist() == [[[0, 4, 0], [0, 0, 0], [2, 0, 0]], [[0, 0, 0], [0, 1, 0], [0, 0, 0]]]
+
+
+def test_coalesce_adds_duplicates_and_keeps_gradients():
+    batch = two()
+    values = batch.values.clone().requires_grad_()
+    whole = batch.with_values(values).coalesce()
+    assert whole.indices.tolist() == [[0, 1], [2, 0], [1, 1]] and whole.values.tolist() == [4, 2, 1]
+    whole.values[0].backward()
+    assert values.grad.tolist() == [1, 0, 1, 0]
+
+
+def test_parts_and_their_union():
+    batch = two()
+    again = SparseBatch.cat(list(batch))
+    for name in ("instance", "indices", "values", "sizes"):
+        assert torch.equal(getattr(again, name), getattr(batch, name))
+    assert batch[-1].sizes.tolist() == [[2, 2]]
+
+
+def test_permute_turns_edges_round():
+    assert torch.equal(two().permute(1, 0).to_dense(), two().to_dense().transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("indices", "values", "words"),
+    [([[0, 3]], [1.0], "index < size"), ([[-1, 0]], [1.0], "index < size"), ([[0, 0]], [float("nan")], "finite")],
+)
+def test_bad_entries_are_named(indices, values, words):
+    batch = SparseBatch.from_entries([torch.tensor(indices)], [torch.tensor(values)], [(3, 3)])
+    with pytest.raises(UserError, match=words):
+        batch.check()
+
+
+def test_duplicates_are_refused_on_request():
+    assert two().check().entries == 4
+    with pytest.raises(UserError, match="every position once"):
+        two().check(duplicates="refuse")
+
+
+def test_different_ranks_and_no_tensors_are_refused():
+    vector = SparseBatch.from_entries([torch.tensor([[1]])], None, [(4,)])
+    with pytest.raises(UserError, match=r"ranks \[1, 2\]"):
+        SparseBatch.cat([vector, two()])
+    with pytest.raises(UserError, match="at least one"):
+        SparseBatch.cat([])
+
+
+def test_an_empty_graph_is_a_batch():
+    empty = SparseBatch.from_entries([torch.zeros(0, 2)], None, [(5, 5)]).check("refuse")
+    assert empty.coalesce().entries == 0 and empty.to_dense().sum() == 0
