@@ -68,9 +68,9 @@ from torch import Tensor, nn
 from ash import freeze
 from ash.checks import positive, require
 from ash.count import count
-from experiments import checkpoint, node_pictures
+from experiments import node_pictures
 from experiments.data import DataError, Images, cifar10, digits, mnist, standardise, train_validation
-from experiments.folder import CHECKPOINT
+from experiments.evaluation import kept_apart, read_run
 from experiments.image_source import InMemory, PictureFolder, Source, is_picture_folder
 from experiments.node_nets import CHAIN, ChainedGraphs, Shape, SmallNet, graphs_of
 from experiments.node_training import GraphTraining, accuracy
@@ -161,9 +161,7 @@ class Options(RunOptions):
         chosen = dataclasses.replace(self, **missing)
         for name in ("epochs", "batch", "lr", "edge_lr"):
             positive(f"--{name}", getattr(chosen, name))
-        same = self.evaluate is not None and self.out is not None and self.evaluate.resolve() == self.out.resolve()
-        if same and self.out is not None:
-            chosen = dataclasses.replace(chosen, out=self.out / "evaluation")
+        chosen = kept_apart(chosen, self.evaluate)
         return dataclasses.replace(chosen, epochs=2, train_images=200, batch=50) if self.quick else chosen
 
 
@@ -293,7 +291,7 @@ def _at_224(options: Options, model: nn.Module) -> int:
 def judge(options: Options, model: nn.Module, source: Source) -> dict[str, object]:
     """The figures of `--evaluate`."""
     assert options.evaluate is not None
-    saved = checkpoint.read(options.evaluate / CHECKPOINT)
+    saved = read_run(options.evaluate, "dnw")
     restore({**saved.state, "optimizer": None}, model)
     model.eval()
     x = next(iter(source.test()))[0][:100]

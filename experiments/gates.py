@@ -49,9 +49,9 @@ from ash import LayerGraph
 from ash.checks import positive, require
 from ash.plot import curves
 from ash.plot.gates import gates as draw_gates
-from experiments import checkpoint, gate_nets
+from experiments import gate_nets
 from experiments.data import Images, cifar10, digits, mnist, standardise
-from experiments.folder import CHECKPOINT
+from experiments.evaluation import kept_apart, read_run
 from experiments.gate_nets import BASE, Shapes, learned
 from experiments.gate_retraining import retrain
 from experiments.gate_table import agreement, collect, label, mean
@@ -129,7 +129,7 @@ class Options(RunOptions):
         """These options with the data set's own where none is given."""
         own: dict[str, Any] = {"epochs": 15, "batch": 64 if self.data_dir is None else 256}
         missing: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
-        found = dataclasses.replace(self, **missing)
+        found = kept_apart(dataclasses.replace(self, **missing), self.evaluate)
         if not self.quick:
             return found
         return dataclasses.replace(found, epochs=min(found.epochs or 0, 2), train_images=found.train_images or QUICK)
@@ -303,11 +303,7 @@ def evaluate(options: Options, run: Run) -> dict[str, object]:
     """Test accuracies of the nets in the checkpoint of a run."""
     folder = options.evaluate
     assert folder is not None
-    saved = checkpoint.read(folder / CHECKPOINT if (folder / CHECKPOINT).is_dir() else folder)
-    require(
-        saved.meta["experiment"] == "gates",
-        f"--evaluate {folder}: a checkpoint of {saved.meta['experiment']!r}; expected one of gates.",
-    )
+    saved = read_run(folder, "gates")
     names = {field.name for field in dataclasses.fields(Options)} - Options.may_change
     options = dataclasses.replace(options, **{k: v for k, v in saved.meta["options"].items() if k in names})
     images = read(options, run.device)

@@ -17,6 +17,9 @@ the same host with an empty wiring), `empty_spread`, `density` (entries stored o
 `beats_empty` (whether the accuracies lie further apart than both spreads together), `accuracies` and `seconds` (per
 net); and `all_beat_empty`.
 
+`--evaluate FOLDER` judges the nets that the run in that folder has trained: `cells`, keyed as above, with `accuracy`
+and `accuracies`.
+
 Files: `hosts.md`, the table; `hosts.png`, the same as a heat map.
 """
 
@@ -27,7 +30,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +41,7 @@ from ash import GaussianWiring, Rewirer, parameter_groups
 from ash.checks import positive, require
 from ash.plot import heat_map
 from experiments.data import Images, digits, standardise
+from experiments.evaluation import kept_apart, read_run
 from experiments.hosts_nets import DENSITIES, HOSTS, Net, wirings
 from experiments.runs import Run, RunOptions
 
@@ -80,6 +85,12 @@ class Options(RunOptions):
     fraction: float = 0.3
     """Share of the entries dropped in a rewiring, falling to 0."""
 
+    evaluate: Path | None = None
+    """Judge the nets that the run in this folder has trained; train none."""
+
+    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"steps"} | {"evaluate"}
+    """One cosine spans the run, so that another number of steps is another run."""
+
     @property
     def settled_at(self) -> int:
         """The step after which no entry moves."""
@@ -91,26 +102,31 @@ class Options(RunOptions):
             positive(f"--{name.replace('_', '-')}", getattr(self, name))
         require(len(self.wiring) > 0 and len(self.host) > 0, "no wiring or no host; expected at least one of each.")
         require(self.every <= self.steps, f"--every {self.every} of --steps {self.steps}; expected a rewiring.")
+        own = kept_apart(self, self.evaluate)
         if not self.quick:
-            return self
-        few = dataclasses.replace(self, seeds=min(2, self.seeds), batch=min(32, self.batch))
-        return dataclasses.replace(few, steps=min(6, self.steps), every=min(3, self.every))
+            return own
+        few = dataclasses.replace(own, seeds=min(2, self.seeds), batch=min(32, self.batch))
+        return dataclasses.replace(few, steps=min(6, own.steps), every=min(3, self.every))
 
 
 def run(options: Options, run: Run) -> dict[str, object]:
-    """Train every net of the table, draw, and return the figures."""
+    """Train every net of the table, draw, and return the figures; or judge those of an earlier run."""
+    if options.evaluate is not None:
+        return judge(options.evaluate)
     names = [(host, wiring) for host in options.host for wiring in ("empty", *options.wiring)]
     jobs = [(host, wiring, seed) for host, wiring in names for seed in range(options.seeds)]
     saved = run.load()
-    done: list[dict[str, Any]] = [] if saved is None else saved[1]["done"]
+    state: dict[str, Any] = {"done": [], "nets": []} if saved is None else saved[1]
+    done = state["done"]
     bar = run.progress(len(jobs), "nets", len(done))
     images = standardise(digits())
     for host, wiring, seed in jobs[len(done) :]:
         begun = time.perf_counter()
-        figures = train(options, images, host, wiring, options.seed + seed)
+        net, figures = train(options, images, host, wiring, options.seed + seed)
+        state["nets"].append(net.state_dict())
         done.append(figures | {"host": host, "wiring": wiring, "seconds": time.perf_counter() - begun})
         run.log(len(done), host=host, wiring=wiring, seed=options.seed + seed, accuracy=figures["accuracy"])
-        run.save(len(done), {"done": done})
+        run.save(len(done), state)
         bar.update(1)
     cells = table_of(done, options)
     run.path("hosts.md").write_text(markdown(cells, options), encoding="utf-8")
@@ -120,8 +136,8 @@ def run(options: Options, run: Run) -> dict[str, object]:
     return {"cells": cells, "all_beat_empty": all(cell["beats_empty"] for cell in cells.values())}
 
 
-def train(options: Options, images: Images, host: str, wiring: str, seed: int) -> dict[str, Any]:
-    """One net from its first to its last batch; its accuracy, and how many entries it stores of how many."""
+def train(options: Options, images: Images, host: str, wiring: str, seed: int) -> tuple[Net, dict[str, Any]]:
+    """One net from its first to its last batch, with its accuracy, and how many entries it stores of how many."""
     torch.manual_seed(seed)
     net = HOSTS[host](wirings(DENSITIES[host], options.settled_at)[wiring])
     optimizer = torch.optim.Adam(parameter_groups(net, options.lr, mean_lr=options.mean_lr, scale_lr=options.mean_lr))
@@ -135,11 +151,29 @@ def train(options: Options, images: Images, host: str, wiring: str, seed: int) -
         optimizer.step()
         schedule.step()
         rewire()
-    net.eval()
-    with torch.no_grad():
-        right = net(_pictures(images.test_x)).argmax(1) == images.test_y
     entries, admissible = net.wiring.stored_entries(), net.wiring.admissible.count()
-    return {"accuracy": float(right.double().mean()), "entries": entries, "admissible": admissible}
+    return net, {"accuracy": accuracy(net, images), "entries": entries, "admissible": admissible}
+
+
+@torch.no_grad()
+def accuracy(net: Net, images: Images) -> float:
+    """The share of the test images that a net tells right, as it is evaluated."""
+    right = net.eval()(_pictures(images.test_x)).argmax(1) == images.test_y
+    return float(right.double().mean())
+
+
+def judge(folder: Path) -> dict[str, object]:
+    """The accuracies of the nets that the run in `folder` has trained."""
+    saved, images = read_run(folder, "hosts"), standardise(digits())
+    given = {name: saved.meta["options"][name] for name in ("steps", "every")}
+    settled_at = Options(**given).settled_at
+    found: dict[str, list[float]] = {}
+    for each, state in zip(saved.state["done"], saved.state["nets"], strict=True):
+        host, wiring = each["host"], each["wiring"]
+        net = HOSTS[host](wirings(DENSITIES[host], settled_at)[wiring])
+        net.load_state_dict(state)
+        found.setdefault(f"{wiring}/{host}", []).append(accuracy(net, images))
+    return {"cells": {name: {"accuracy": statistics.mean(own), "accuracies": own} for name, own in found.items()}}
 
 
 def _pictures(x: Tensor) -> Tensor:

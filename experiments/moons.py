@@ -30,6 +30,9 @@ without its dead units; `mean`: mean sizes; `parameters`: mean count), all of th
 wiring an object with these three and `wiring`, `defects` (whether as published), `reached_100`, `least` (the lowest
 accuracy), `below_99` (the seeds below), `mean_loss` (hinge), `parameters` (stored by the evaluated net), `seconds`.
 
+`--evaluate FOLDER` judges the nets that the run in that folder has trained, on their points, and draws nothing; the
+`rows` then have `wiring`, `defects`, `reached_99`, `mean_accuracy`, `least` and `below_99`.
+
 Pictures: `topology.png` (the first wiring's first net, before and after stripping), `boundaries.png` (of the first
 seed: static, the first wiring, the same stripped), `accuracy.png` (the seeds in order of accuracy).
 """
@@ -39,15 +42,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ash.checks import require
 from ash.plot import boundaries, curves, topology
+from experiments.evaluation import read_run
 from experiments.moons_nets import Layers, evaluate, moons
 from experiments.moons_options import PRESETS, Options
-from experiments.moons_training import Result, train
+from experiments.moons_training import Result, share_right, train
 from experiments.runs import Run
 
 __all__ = ["PRESETS", "Options", "run"]
@@ -58,7 +64,9 @@ REACHED = 0.99 - 1e-9  # a share of points, which floating point may round down
 
 
 def run(options: Options, run: Run) -> dict[str, object]:
-    """Train every net, draw, and return the figures."""
+    """Train every net, draw, and return the figures; or judge those of an earlier run."""
+    if options.evaluate is not None:
+        return judge(options.evaluate)
     rows, nets = _resume(run)
     variants = _variants(options)
     bar = run.progress(len(variants) * options.seeds, "nets", len(rows) * options.seeds)
@@ -71,7 +79,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
             run.log(run.step + 1, wiring=wiring, defects=defects, seed=result.seed, accuracy=result.accuracy)
             bar.update(1)
         rows.append(row(wiring, defects, results) | {"seconds": round(run.seconds - begun, 2)})
-        nets.append(_first(results))
+        nets.append(_saved(results))
         run.save(run.step, {"rows": rows, "nets": nets})
     run.path("moons.md").write_text(table(rows), encoding="utf-8")
     draw(options, rows, nets, run)
@@ -97,10 +105,32 @@ def _train_all(options: Options, wiring: str) -> Iterator[Result]:
         yield from train(options, wiring, seeds[start : start + TOGETHER])
 
 
-def _first(results: Sequence[Result]) -> dict[str, Any]:
-    """The first seed's net before and after stripping, for the pictures."""
-    both = {"layers": results[0].layers, "stripped": results[0].stripped}
-    return {name: [[torch.tensor(part) for part in layer] for layer in net] for name, net in both.items()}
+def _saved(results: Sequence[Result]) -> dict[str, Any]:
+    """All nets, layer by layer `(s, out, in)` and `(s, out)`, and the first one stripped, for the pictures."""
+    stripped = [[torch.tensor(part) for part in layer] for layer in results[0].stripped]
+    layers = [
+        [torch.tensor(np.stack([net.layers[i][part] for net in results])) for part in range(2)]
+        for i in range(len(results[0].layers))
+    ]
+    return {"layers": layers, "stripped": stripped}
+
+
+def _net(saved: dict[str, Any], number: int = 0) -> Layers:
+    """One of the nets that were saved."""
+    return [(weight[number].numpy(), bias[number].numpy()) for weight, bias in saved["layers"]]
+
+
+def judge(folder: Path) -> dict[str, object]:
+    """The accuracies of the nets that the run in `folder` has trained, each on its own points."""
+    saved = read_run(folder, "moons")
+    given, rows = saved.meta["options"], []
+    for row, nets in zip(saved.state["rows"], saved.state["nets"], strict=True):
+        seeds = range(given["seed"], given["seed"] + given["seeds"])
+        points = (moons(given["points"], given["noise"], seed) for seed in seeds)
+        shares = [share_right(_net(nets, i), x, y) for i, (x, y) in enumerate(points)]
+        rows.append({"wiring": row["wiring"], "defects": row["defects"]} | _shares(shares, seeds))
+    require(bool(rows), f"--evaluate {folder}: no wiring is finished there; expected at least one; --resume the run.")
+    return {"rows": rows}
 
 
 def row(wiring: str, defects: bool, results: Sequence[Result]) -> dict[str, Any]:
@@ -111,15 +141,22 @@ def row(wiring: str, defects: bool, results: Sequence[Result]) -> dict[str, Any]
     return {
         "wiring": wiring,
         "defects": defects,
-        "reached_99": _share(accuracies, REACHED),
         "reached_100": _share(accuracies, 1.0),
-        "mean_accuracy": sum(accuracies) / len(accuracies),
-        "least": min(accuracies),
-        "below_99": [each.seed for each in results if each.accuracy < REACHED],
+        **_shares(accuracies, [each.seed for each in results]),
         "mean_loss": sum(each.loss for each in results) / len(results),
         "parameters": results[0].parameters,
         "stripped": {"first": results[0].sizes, "mean": sizes.mean(0), "parameters": sum(counts) / len(counts)},
         "accuracies": accuracies,
+    }
+
+
+def _shares(accuracies: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
+    """What both a training and an evaluation report of one wiring."""
+    return {
+        "reached_99": _share(accuracies, REACHED),
+        "mean_accuracy": sum(accuracies) / len(accuracies),
+        "least": min(accuracies),
+        "below_99": [seed for seed, found in zip(seeds, accuracies, strict=True) if found < REACHED],
     }
 
 
@@ -157,7 +194,7 @@ def label(row: dict[str, Any]) -> str:
 
 def draw(options: Options, rows: list[dict[str, Any]], nets: list[dict[str, Any]], run: Run) -> None:
     """The three pictures; the static net beside the others is trained here if it was not among them."""
-    whole, stripped, name = _layers(nets[0]["layers"]), _layers(nets[0]["stripped"]), label(rows[0])
+    whole, stripped, name = _net(nets[0]), _layers(nets[0]["stripped"]), label(rows[0])
     shapes = {f"{name}, {_shape(whole)}": whole, f"stripped, {_shape(stripped)}": stripped}
     topology({title: [weight for weight, _ in net] for title, net in shapes.items()}, run.path("topology.png"))
     x, y = moons(options.points, options.noise, options.seed)
@@ -172,7 +209,7 @@ def draw(options: Options, rows: list[dict[str, Any]], nets: list[dict[str, Any]
 def _static(options: Options, rows: list[dict[str, Any]], nets: list[dict[str, Any]]) -> Layers:
     for each, net in zip(rows, nets, strict=True):
         if each["wiring"] == "static":
-            return _layers(net["layers"])
+            return _net(net)
     return train(dataclasses.replace(options, defects=_variants(options)[0][1]), "static", [options.seed])[0].layers
 
 

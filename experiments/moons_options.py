@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from ash.checks import positive, require
+from experiments.evaluation import kept_apart
 from experiments.options import RunOptions
 
 WiringName = Literal["static", "set", "rigl", "top_k", "gaussian", "dense", "all"]
@@ -63,6 +65,11 @@ class Options(RunOptions):
     freeze: float = 0.5
     """gaussian: share of the steps after which the tuples are rounded for good."""
 
+    evaluate: Path | None = None
+    """Judge the nets that the run in this folder has trained; train none."""
+
+    may_change: ClassVar[frozenset[str]] = RunOptions.may_change | {"evaluate"}
+
     @property
     def freeze_at(self) -> int:
         """The step before which Gaussian tuples are rounded for good."""
@@ -84,7 +91,7 @@ class Options(RunOptions):
             "seeds": min(self.seeds, 2) if self.quick else self.seeds,
             "steps": min(self.steps, 24) if self.quick else self.steps,
         }
-        return dataclasses.replace(self, **chosen)  # type: ignore[arg-type]
+        return kept_apart(dataclasses.replace(self, **chosen), self.evaluate)  # type: ignore[arg-type]
 
 
 def blog(options: Options) -> Options:

@@ -68,9 +68,13 @@ def hinge(scores: Float[Tensor, "*s n 1"], y: Float[Tensor, "*s n"]) -> Float[Te
 
 
 def _judge(seed: int, layers: Layers, parameters: int, x: Tensor, y: Tensor) -> Result:
-    scores = evaluate(layers, x)
-    right = ((scores.squeeze(1) > 0) == (y > 0)).double().mean()
-    return Result(seed, float(right), float(hinge(scores, y)), parameters, layers, strip(layers))
+    loss = float(hinge(evaluate(layers, x), y))
+    return Result(seed, share_right(layers, x, y), loss, parameters, layers, strip(layers))
+
+
+def share_right(layers: Layers, x: Float[Tensor, "n 2"], y: Float[Tensor, " n"]) -> float:
+    """The share of the points that a net tells right."""
+    return float(((evaluate(layers, x).squeeze(1) > 0) == (y > 0)).double().mean())
 
 
 def _optimizer(options: Options, nets: nn.Module) -> torch.optim.Optimizer:

@@ -39,10 +39,10 @@ from torch import nn
 from ash import freeze
 from ash.checks import positive, require
 from ash.plot import curves
-from experiments import checkpoint, conv_training
+from experiments import conv_training
 from experiments.conv_training import Network, Row, Training
 from experiments.data import DataError, Images, cifar10, digits, standardise
-from experiments.folder import CHECKPOINT
+from experiments.evaluation import kept_apart, read_run
 from experiments.image_source import InMemory, PictureFolder, Source, is_picture_folder
 from experiments.runs import Run, RunOptions
 from experiments.state import restore
@@ -102,10 +102,7 @@ class Options(RunOptions):
         width = (16 if self.model == "small" else 64) if self.width is None else self.width
         positive("--width", width)
         lr = (3e-3 if self.wiring == "gaussian" else 0.1) if self.lr is None else self.lr
-        chosen = dataclasses.replace(self, width=width, lr=lr)
-        same = self.evaluate is not None and self.out is not None and self.evaluate.resolve() == self.out.resolve()
-        if same and self.out is not None:
-            chosen = dataclasses.replace(chosen, out=self.out / "evaluation")
+        chosen = kept_apart(dataclasses.replace(self, width=width, lr=lr), self.evaluate)
         return _quick(chosen) if self.quick else chosen
 
 
@@ -250,11 +247,7 @@ def draw(rows: list[dict[str, Any]], run: Run) -> None:
 
 def judge(options: Options, folder: Path, source: Source, device: torch.device) -> dict[str, object]:
     """Accuracy and time of the last network of a run, as it is and frozen."""
-    saved = checkpoint.read(folder / CHECKPOINT if (folder / CHECKPOINT).is_dir() else folder)
-    require(
-        saved.meta["experiment"] == "sparse_conv",
-        f"--evaluate {folder}: a checkpoint of {saved.meta['experiment']!r}; expected one of sparse_conv.",
-    )
+    saved = read_run(folder, "sparse_conv")
     given = {name: saved.meta["options"][name] for name in ("model", "width", "wiring", "distribution")}
     current = saved.state["current"]
     row = Row(*current["row"])

@@ -60,9 +60,9 @@ from ash import count
 from ash.checks import positive, require
 from ash.distributions import DISTRIBUTIONS
 from ash.plot import curves, save
-from experiments import checkpoint
 from experiments.classify import accuracy
 from experiments.data import Images, digits, download_mnist, mnist, standardise
+from experiments.evaluation import kept_apart, read_run
 from experiments.mnist import change
 from experiments.runs import Run, RunOptions
 from experiments.sparsity_nets import RECIPES, Recipe, Task, build, restored, stored
@@ -120,9 +120,7 @@ class Options(RunOptions):
         changes: dict[str, Any] = {}
         if self.quick:
             changes = {"epochs": min(self.epochs, 2), "seeds": min(self.seeds, 1), "density": self.density[-1:]}
-        if self.evaluate is not None and self.out is not None and self.out.resolve() == self.evaluate.resolve():
-            changes["out"] = self.out / "evaluation"
-        return dataclasses.replace(self, **changes)
+        return kept_apart(dataclasses.replace(self, **changes), self.evaluate)
 
 
 @dataclass(frozen=True)
@@ -283,11 +281,7 @@ def finish(cells: list[Cell], trial: Trial, seconds: float, state: dict[str, Any
 
 def evaluate(folder: Path, images: Images, run: Run) -> list[dict[str, Any]]:
     """The test errors of the nets that the run in `folder` has finished."""
-    saved = checkpoint.read(folder if folder.name == "checkpoint" else folder / "checkpoint")
-    require(
-        saved.meta["experiment"] == "sparsity",
-        f"--evaluate {folder} is of the experiment {saved.meta['experiment']!r}; expected one of 'sparsity'.",
-    )
+    saved = read_run(folder, "sparsity")
     found: dict[Cell, dict[str, Any]] = {}
     for key, net in saved.state["nets"].items():
         wiring, density, seed = key.split()

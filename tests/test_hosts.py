@@ -151,6 +151,17 @@ def test_a_quick_run_leaves_a_table_and_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "hosts.png").stat().st_size > 0
 
 
+def test_an_evaluation_judges_the_nets_of_a_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "heat_map", lambda *_, **__: None)
+    assert start(tmp_path, *SMALL) == 0
+    assert start(tmp_path, "--evaluate", tmp_path) == 0
+    trained, judged = content(tmp_path)["cells"], content(tmp_path / "evaluation")["cells"]
+    for name, cell in trained.items():
+        assert judged[name]["accuracies"] == cell["accuracies"]
+    assert judged["empty/linear"]["accuracy"] == trained["rigl/linear"]["empty"]
+    assert start(tmp_path / "other", "--evaluate", tmp_path / "nowhere") == 2
+
+
 def test_a_run_goes_on_after_the_nets_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     monkeypatch.setattr(hosts, "heat_map", lambda *_, **__: None)
@@ -158,7 +169,7 @@ def test_a_run_goes_on_after_the_nets_that_are_done(tmp_path: Path, monkeypatch:
     assert start(whole, *small) == 0
     real, trained = hosts.train, []
 
-    def stop(*given: Any) -> dict[str, Any]:
+    def stop(*given: Any) -> Any:
         trained.append(given[2:])
         if len(trained) == 4:
             raise RuntimeError("stopped")

@@ -185,6 +185,16 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_an_evaluation_judges_the_nets_of_a_run_again(tmp_path: Path) -> None:
+    assert start(tmp_path, "--wiring", "gaussian", "rigl", "--seed", 3, "--quick") == 0
+    assert start(tmp_path, "--evaluate", tmp_path) == 0
+    trained, judged = content(tmp_path)["rows"], content(tmp_path / "evaluation")["rows"]
+    names = ("wiring", "defects", "reached_99", "mean_accuracy", "least", "below_99")
+    assert judged == [{name: row[name] for name in names} for row in trained]
+    assert start(tmp_path / "other", "--evaluate", tmp_path / "nowhere") == 2
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_goes_on_after_the_wirings_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     given = ("--wiring", "set", "static", "--quick")
