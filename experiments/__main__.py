@@ -37,6 +37,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "sparsity": Experiment("experiments.sparsity", "test error against density: LeNet-300-100 wired in every way"),
     "gates": Experiment("experiments.gates", "layers fed by all earlier ones through learned gates, and nets without"),
+    "graphs": Experiment(
+        "experiments.graphs", "transforms of graphs, PageRank, isomorphism and a graph VAE from sparse layers"
+    ),
     "benchmark": Experiment("experiments.benchmark", "time and memory of single layers, as a table"),
 }
 
