@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from ash import Rewirer, SparseWeight
 from ash.layers.host import make_wiring
@@ -28,6 +32,11 @@ def content(out: Path, name: str = "summary.json") -> dict[str, Any]:
     return dict(json.loads((out / name).read_text(encoding="utf-8")))
 
 
+def cells(test: Callable[..., None]) -> Any:
+    """The test in every cell of the table: every wiring in every host."""
+    return pytest.mark.parametrize("host", HOSTS)(pytest.mark.parametrize("wiring", WIRINGS)(test))
+
+
 @pytest.mark.parametrize("host", HOSTS)
 def test_an_empty_wiring_lets_nothing_of_the_picture_through(host: str) -> None:
     net = HOSTS[host](wirings(DENSITIES[host], 10)["empty"]).eval()
@@ -38,8 +47,7 @@ def test_an_empty_wiring_lets_nothing_of_the_picture_through(host: str) -> None:
     assert net.wiring.stored_entries() == 0
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-@pytest.mark.parametrize("host", HOSTS)
+@cells
 def test_the_picture_comes_through_every_wiring_and_its_gradient_comes_back(host: str, wiring: str) -> None:
     torch.manual_seed(0)
     net = HOSTS[host](wirings(DENSITIES[host], 10)[wiring])
@@ -67,8 +75,7 @@ def with_weight(net: Net, weight: SparseWeight) -> Net:
     return other.eval()
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-@pytest.mark.parametrize("host", HOSTS)
+@cells
 def test_a_host_does_with_a_wiring_what_it_does_with_its_dense_weight(host: str, wiring: str) -> None:
     torch.manual_seed(1)
     net = HOSTS[host](wirings(DENSITIES[host], 10)[wiring]).eval()
@@ -85,14 +92,75 @@ def test_a_host_does_with_a_wiring_what_it_does_with_its_dense_weight(host: str,
             torch.testing.assert_close(gradient[i : i + 1], by_oracle, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-@pytest.mark.parametrize("host", HOSTS)
+@cells
 def test_a_state_brings_the_wiring_back(host: str, wiring: str) -> None:
     one, other = (HOSTS[host](wirings(DENSITIES[host], 10)[wiring]) for _ in range(2))
     x = torch.randn(3, 1, 8, 8)
     one(x)
     other.load_state_dict(one.state_dict())
     torch.testing.assert_close(other.eval()(x), one.eval()(x))
+
+
+def made(host: str, wiring: str) -> Net:
+    torch.manual_seed(4)
+    return HOSTS[host](wirings(DENSITIES[host], 10)[wiring])
+
+
+def descend(net: Net, steps: int = 2, recompute: bool = False) -> list[Tensor]:
+    """A few steps on random pictures; the parameters afterwards."""
+    torch.manual_seed(11)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    like = next(net.parameters())
+    for _ in range(steps):
+        x = torch.randn(4, 1, 8, 8, dtype=like.dtype)
+        optimizer.zero_grad()
+        scores = checkpoint(net, x, use_reentrant=False) if recompute else net(x)
+        cross_entropy(scores, torch.arange(4)).backward()
+        optimizer.step()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def differ(one: list[Tensor], other: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True) if a.numel())
+
+
+@cells
+def test_a_seed_decides_a_draw_and_an_evaluation_draws_nothing(host: str, wiring: str) -> None:
+    net, x = made(host, wiring), torch.randn(3, 1, 8, 8)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(2)
+        draws.append(copy.deepcopy(net).train()(x))
+    assert torch.equal(*draws)
+    before = torch.get_rng_state()
+    assert torch.equal(net.eval()(x), net(x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@cells
+def test_copies_train_as_the_net_does_and_activation_checkpointing_changes_nothing(host: str, wiring: str) -> None:
+    net = made(host, wiring)
+    start = [p.detach().clone() for p in net.parameters()]
+    copied, pickled, recomputed = copy.deepcopy(net), pickle.loads(pickle.dumps(net)), copy.deepcopy(net)
+    after = descend(net)
+    assert differ(after, start) > 1e-3
+    assert differ(after, descend(copied)) == 0 and differ(after, descend(pickled)) == 0
+    assert differ(after, descend(recomputed, recompute=True)) == 0
+
+
+@cells
+def test_training_works_after_an_evaluation_in_inference_mode(host: str, wiring: str) -> None:
+    net, other = made(host, wiring), made(host, wiring)
+    with torch.inference_mode():
+        net.eval()(torch.randn(3, 1, 8, 8))
+    assert differ(descend(net.train()), descend(other)) == 0
+
+
+@cells
+def test_another_type(host: str, wiring: str) -> None:
+    net = made(host, wiring).double()
+    assert all(torch.isfinite(p).all() for p in descend(net, steps=1))
+    assert net.eval()(torch.randn(3, 1, 8, 8).double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("wiring", ["set", "rigl"])
@@ -156,8 +224,8 @@ def test_an_evaluation_judges_the_nets_of_a_run_again(tmp_path: Path, monkeypatc
     assert start(tmp_path, *SMALL) == 0
     assert start(tmp_path, "--evaluate", tmp_path) == 0
     trained, judged = content(tmp_path)["cells"], content(tmp_path / "evaluation")["cells"]
-    for name, cell in trained.items():
-        assert judged[name]["accuracies"] == cell["accuracies"]
+    for name, figures in trained.items():
+        assert judged[name]["accuracies"] == figures["accuracies"]
     assert judged["empty/linear"]["accuracy"] == trained["rigl/linear"]["empty"]
     assert start(tmp_path / "other", "--evaluate", tmp_path / "nowhere") == 2
 
