@@ -32,6 +32,7 @@ from ash.sampling import Sampling
 from ash.schedules import Anneal
 from ash.sorting import PermutationWiring, Quicksort, RankHypernetwork
 from ash.sparse_batch import SparseBatch
+from ash.sparse_losses import EdgeScores, edge_scores, sparse_loss
 from ash.template import Admissible, Boxes, Everything, Mask, SourceBeforeTarget, Template, block_structure
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
@@ -64,6 +65,7 @@ __all__ = [
     "Discrete",
     "DynamicWiring",
     "Dynamics",
+    "EdgeScores",
     "Everything",
     "Factors",
     "GateWiring",
@@ -114,6 +116,7 @@ __all__ = [
     "contract",
     "count",
     "diagnose",
+    "edge_scores",
     "freeze",
     "gate_penalty",
     "glimpse_wiring",
@@ -121,6 +124,7 @@ __all__ = [
     "reconstruction_loss",
     "reorder_state",
     "scale_penalty",
+    "sparse_loss",
     "sparsify",
     "strip_dead_units",
 ]
