@@ -95,7 +95,7 @@ class WiredBank(DenseBank):
                 assert isinstance(wiring, StaticWiring)
                 values = wiring.values
                 rows = wiring.indices[:, 0]
-                drawn = fan_in_uniform(rows, wiring.shape[0], generator) if he else _uniform(values, generator)
+                drawn = fan_in_uniform(rows, generator) if he else _uniform(values, generator)
                 values.copy_(bound * drawn)
 
 
@@ -145,7 +145,7 @@ class GaussianBank(DenseBank):
         nets, out, *_ = self.wiring.shape
         rows = ravel(self.wiring.rounded_indices()[:, :2], (nets, out)).reshape(nets, -1)
         for values, own, generator in zip(self.wiring.values.view(nets, -1), rows, generators, strict=True):
-            drawn = fan_in_uniform(own % out, out, generator) if he else _uniform(values, generator)
+            drawn = fan_in_uniform(own % out, generator) if he else _uniform(values, generator)
             values.copy_(bound * drawn)
 
 

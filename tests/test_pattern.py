@@ -102,3 +102,11 @@ def test_index_arrays_are_contiguous_whatever_they_are_made_of(monkeypatch: pyte
         assert found.col.is_contiguous() and found.crow.is_contiguous() and found.row.is_contiguous()
         dense = torch.sparse_csr_tensor(found.crow, found.col, torch.ones(3), (3, 4)).to_dense()
         assert dense.nonzero().tolist() == sorted(indices.tolist())
+
+
+def test_columns_of_more_positions_than_memory_holds() -> None:
+    """Nothing is made that is as long as a matrix of 10^10 rows and columns."""
+    rows, cols = torch.tensor([3, 10**10 - 1, 0]), torch.tensor([7, 10**9, 7])
+    columns, order = CSRPattern(rows, cols, (10**10, 10**10)).columns
+    assert columns.tolist() == [7, 7, 10**9]
+    assert order.tolist() == [0, 2, 1]

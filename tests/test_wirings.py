@@ -389,3 +389,11 @@ def test_static_entries_that_were_exchanged() -> None:
 def test_bad_static_entries(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         StaticWiring(4, 4, **options)
+
+
+def test_a_weight_over_pairs_of_nodes_is_made_from_its_entries_alone() -> None:
+    """50,000² outputs: neither the first values nor the weight hold anything as long."""
+    n = 50_000
+    wiring = StaticWiring((n, n), (n, n), k=10)
+    assert wiring().values.shape == (10,)
+    assert wiring.values.abs().max() <= 1

@@ -159,11 +159,11 @@ def entries_from(k: int | None, density: float | None, admissible: Admissible) -
     return max(1, round(d * admissible.count()))
 
 
-def fan_in_uniform(rows: Int64[Tensor, " n"], count: int, generator: torch.Generator | None = None) -> Tensor:
+def fan_in_uniform(rows: Int64[Tensor, " n"], generator: torch.Generator | None = None) -> Tensor:
     """Values uniform in ±1/√(fan-in), the fan-in of every output counted over its stored entries, `(n,)`.
 
     What `nn.Linear` does for a dense weight (Kaiming-uniform with a = √5).
     """
-    fan_in = torch.bincount(rows, minlength=count)[rows].clamp(min=1)
-    bound = fan_in.to(torch.get_default_dtype()).rsqrt()
+    _, place, counts = rows.unique(return_inverse=True, return_counts=True)
+    bound = counts[place].to(torch.get_default_dtype()).rsqrt()
     return (2 * torch.rand(bound.shape, generator=generator, device=rows.device) - 1) * bound

@@ -6,7 +6,6 @@ say. `ash.Rewirer` calls it at the right steps, and moves the optimizer's state 
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -205,7 +204,7 @@ class DynamicWiring(StaticWiring):
 
     def _fill(self, moved: Tensor, generator: torch.Generator) -> None:
         rows = ravel(self.entries()[:, : len(self.out_shape)], self.out_shape)
-        values = fan_in_uniform(rows.cpu(), math.prod(self.out_shape), generator)
+        values = fan_in_uniform(rows.cpu(), generator)
         self.values[moved] = values.to(self.values)[moved]
 
     @torch.no_grad()

@@ -183,7 +183,7 @@ class GateWiring(Wiring):
         if self.learned_values:
             rows = ravel(self.indices[:, : len(self.out_shape)], self.out_shape)
             size = self.gate.gate(self.logits).abs().mean().clamp(min=0.1)
-            self.values.copy_(fan_in_uniform(rows.cpu(), math.prod(self.out_shape), generator).to(size) / size)
+            self.values.copy_(fan_in_uniform(rows.cpu(), generator).to(size) / size)
 
     def _initial_logits(self) -> Float[Tensor, " k"]:
         init, k = self.init, len(self.indices)

@@ -170,7 +170,7 @@ class GaussianWiring(StochasticWiring):
             self.current_values().copy_(torch.randn(self.k, generator=source) * self.value_std)
         else:
             rows = ravel(rounded[:, : len(self.out_shape)], self.out_shape)
-            self.current_values().copy_(fan_in_uniform(rows.cpu(), math.prod(self.out_shape), source))
+            self.current_values().copy_(fan_in_uniform(rows.cpu(), source))
 
     # --- from parameters to tuples -------------------------------------------------------------------
 
@@ -314,9 +314,7 @@ class GaussianWiring(StochasticWiring):
     @torch.no_grad()
     def load_dense(self, weight: Tensor) -> None:
         """Take the values at the rounded tuples from a dense tensor of the same shape."""
-        require(
-            self.learned_values, "ones, or the scalars of a codebook, are no values to load; use values='learned'."
-        )
+        require(self.learned_values, "ones, or the scalars of a codebook, are no values to load; use values='learned'.")
         require(weight.shape == self.shape, f"a weight of shape {tuple(weight.shape)}; expected {self.shape}.")
         self.values.copy_(weight[tuple(self.rounded_indices().to(weight.device).unbind(-1))])
 

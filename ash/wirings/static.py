@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -69,7 +68,7 @@ class StaticWiring(Wiring):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Values uniform in ±1/√(fan-in over active entries); the entries stay."""
         rows = ravel(self.entries()[:, : len(self.out_shape)], self.out_shape)
-        self.entry_values().copy_(fan_in_uniform(rows.cpu(), math.prod(self.out_shape), generator))
+        self.entry_values().copy_(fan_in_uniform(rows.cpu(), generator))
 
     def entries(self) -> Int64[Tensor, "n r"]:
         """The entries in use: here all."""
