@@ -10,6 +10,7 @@ from ash.plot.boundary import boundaries
 from ash.plot.curves import curves, image_grid, save
 from ash.plot.frames import frame_of
 from ash.plot.gates import gates
+from ash.plot.graphs import adjacency_pair, graph_pair
 from ash.plot.heat import heat_map
 from ash.plot.means import Frame, means
 from ash.plot.topology import layer_weights, live_units, topology
@@ -18,12 +19,14 @@ __all__ = [
     "Frame",
     "History",
     "adjacency",
+    "adjacency_pair",
     "animate",
     "boundaries",
     "chosen_inputs",
     "curves",
     "frame_of",
     "gates",
+    "graph_pair",
     "heat_map",
     "image_grid",
     "layer_weights",
