@@ -14,11 +14,13 @@ from ash.convert.strip import strip_dead_units
 from ash.count import count
 from ash.diagnose import diagnose
 from ash.distributions import LayerSize, allot
+from ash.edge_hypernets import EdgeHypernetwork
 from ash.glimpses import ConvLocator, glimpse_wiring
 from ash.growth import DenseGradient, Factors, Score
 from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
 from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.conv import SparseConv2d
+from ash.layers.edge import EdgeLayer
 from ash.layers.layer_graph import LayerGraph
 from ash.layers.linear import SparseLayer, SparseLinear
 from ash.layers.node_dynamics import Continuous, Discrete, Dynamics, Static
@@ -30,6 +32,7 @@ from ash.pairs import PairHypernetwork
 from ash.rewirer import RewireEvent, Rewirer
 from ash.sampling import Sampling
 from ash.schedules import Anneal
+from ash.sites import Sites, entry_sites, path_sites
 from ash.sorting import PermutationWiring, Quicksort, RankHypernetwork
 from ash.sparse_batch import SparseBatch
 from ash.sparse_losses import EdgeScores, edge_scores, sparse_loss
@@ -39,6 +42,7 @@ from ash.weight import SparseWeight
 from ash.wirings.base import RewireReport, Wiring
 from ash.wirings.choice import TopKBudget
 from ash.wirings.dynamic import DynamicWiring, RigLWiring, SETWiring
+from ash.wirings.edge import EdgeWeight, EdgeWiring
 from ash.wirings.exchanging import DSRWiring, SNFSWiring
 from ash.wirings.gates import GateWiring, HardConcreteGate
 from ash.wirings.gaussian import GaussianWiring
@@ -65,7 +69,11 @@ __all__ = [
     "Discrete",
     "DynamicWiring",
     "Dynamics",
+    "EdgeHypernetwork",
+    "EdgeLayer",
     "EdgeScores",
+    "EdgeWeight",
+    "EdgeWiring",
     "Everything",
     "Factors",
     "GateWiring",
@@ -96,6 +104,7 @@ __all__ = [
     "Sampling",
     "Score",
     "SetHypernetwork",
+    "Sites",
     "SourceBeforeTarget",
     "SparseBatch",
     "SparseConv2d",
@@ -117,10 +126,12 @@ __all__ = [
     "count",
     "diagnose",
     "edge_scores",
+    "entry_sites",
     "freeze",
     "gate_penalty",
     "glimpse_wiring",
     "parameter_groups",
+    "path_sites",
     "reconstruction_loss",
     "reorder_state",
     "scale_penalty",

@@ -1,0 +1,47 @@
+"""`EdgeLayer`: a transform of graphs that is learned edge by edge."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ash.checks import check_finite, require
+from ash.sparse_batch import SparseBatch
+from ash.wirings.edge import EdgeWiring
+
+
+class EdgeLayer(nn.Module):
+    """y = W(x) · x for sparse graphs x, with a sparse weight that an `EdgeWiring` makes from the graph itself.
+
+    Nothing costs more than the sites of the graph, and no tensor of n² or n⁴ positions is ever made.
+
+    Args:
+        wiring: what makes the weight.
+
+    Raises `UserError` for input that is no batch of graphs, with an index outside, or NaN or infinite values;
+    `layer.check_input = False` leaves the look at the contents out.
+    """
+
+    def __init__(self, wiring: EdgeWiring):
+        super().__init__()
+        require(isinstance(wiring, EdgeWiring), f"a wiring of type {type(wiring).__name__}; expected an EdgeWiring.")
+        self.wiring, self.check_input = wiring, True
+
+    def forward(self, x: SparseBatch, nodes: Tensor | None = None) -> SparseBatch:
+        """Graphs -> graphs of as many nodes (or tensors of the wiring's output rank), every position once.
+
+        Args:
+            x: entries at the same position are added up first. Values `(n,)` or `(n, channels)`.
+            nodes: `(nodes, g)`, features of all nodes, those of one graph after those of the other.
+        """
+        if self.check_input:
+            x.check()
+            if nodes is not None:
+                check_finite(nodes, self)
+        ids = x.ids
+        if not bool((ids[1:] > ids[:-1]).all()):
+            x = x.coalesce()
+        return self.wiring(x, nodes).contract(x)
+
+    def reset_parameters(self) -> None:
+        """A new wiring, as when the layer was made."""
+        self.wiring.reset_parameters()

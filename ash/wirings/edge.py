@@ -1,0 +1,313 @@
+"""`EdgeWiring`: a hypernetwork looks at every entry of a sparse input and says where in the output it goes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from ash.checks import check_finite, choose, positive, require
+from ash.edge_hypernets import EdgeHypernetwork
+from ash.emission import DirectMeans, Layout
+from ash.kernels import Kernel, get_kernel
+from ash.sampling import Sampling, duplicates, generator_from, new_seed, sample_points
+from ash.schedules import Anneal, Schedule, at
+from ash.shares import SMALLEST, point_weights
+from ash.sites import Sites, entry_sites, feature_count, path_sites
+from ash.sparse_batch import SparseBatch
+from ash.tuples import IndexTuples
+
+EdgeHypernetworkFactory = Callable[[int, int, int], nn.Module]
+
+FEW = 16
+"""Up to so many positions in its list a tuple takes them all as points: as cheap as drawing some, and no noise."""
+
+_VALUES = {"emitted": (1, True), "shared": (1, False), "ones": (0, False)}
+_SITES = ("entry", "path")
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeWeight:
+    """A weight tensor for every graph of a batch, of which each entry multiplies one stored entry of the input.
+
+    Attributes:
+        source: `(p,)`, int64, number of the input's entry; never decreasing.
+        indices: `(p, out_rank)`, int64, position in the output; entries at the same position add up.
+        values: `(p,)`; gradients pass through them.
+        out_sizes: `(b, out_rank)`, int64, the output's shape.
+        x: the input whose entries are multiplied.
+    """
+
+    source: Int64[Tensor, " p"]
+    indices: Int64[Tensor, "p r"]
+    values: Float[Tensor, " p"]
+    out_sizes: Int64[Tensor, "b r"]
+    x: SparseBatch
+
+    def contract(self, x: SparseBatch) -> SparseBatch:
+        """Weight · x, every position once; gradients reach the weight's values and the input's.
+
+        Args:
+            x: the input that the weight was made for, or one with other values at the same entries; channels share
+                the weight.
+        """
+        require(
+            x.entries == self.x.entries and len(x) == len(self.x),
+            f"{x.entries} entries of {len(x)} graphs for a weight that was made for {self.x.entries} of {len(self.x)}; "
+            "expected the input that it was made for.",
+        )
+        weights = self.values.reshape(-1, *[1] * (x.values.dim() - 1))
+        values = weights * x.values[self.source]
+        return SparseBatch(x.instance[self.source], self.indices, values, self.out_sizes).coalesce()
+
+    def as_batch(self) -> SparseBatch:
+        """The weight itself, of rank out_rank + 2, output dimensions first; `to_dense()` is for small graphs."""
+        indices = torch.cat([self.indices, self.x.indices[self.source]], 1)
+        sizes = torch.cat([self.out_sizes, self.x.sizes], 1)
+        return SparseBatch(self.x.instance[self.source], indices, self.values, sizes)
+
+
+class EdgeWiring(nn.Module):
+    """Each site of a graph emits t index tuples that say where in the output its entry goes, and with what value.
+
+    The input columns of a site's tuples are fixed: its entry. The output columns are learned as pointers,
+    continuous positions in the site's short list of candidate nodes (see `entry_sites` and `path_sites`), so that the
+    same network serves graphs of any size and in any numbering. As in `HyperWiring` a tuple is what is emitted plus
+    an offset that all sites share: a mean for every output column, and a value around 1; scales follow a schedule.
+
+    In training a tuple's value is divided over points: all positions of the list, for each column, where these are at
+    most 16, and otherwise those that `sampling` draws. In evaluation the means are rounded. A point at a candidate
+    that is absent makes no entry, in training as in evaluation, and its share is lost: there a site can leave out
+    what other sites make.
+
+    At first the pointers of all tuples are near list positions drawn at random, of which none is the input's own
+    entry, (u, v): a transform that keeps edges has to be learned.
+
+    Args:
+        hypernetwork: a module (features, graph of each site, number of graphs) -> `(s, t, width)`, or what makes
+            one: `f(features, t, width)`, such as `partial(EdgeHypernetwork, hidden=(64,))`.
+        t: tuples of a site. out_rank: r, of the output; 1 sends an entry's value to a node.
+        sites: `"entry"` or `"path"`. neighbours: see `entry_sites`.
+        node_features, channels: how many of each the input has.
+        values: `"emitted"`, `"shared"` (one for each of the t tuples), or `"ones"`.
+        scale: of all tuples, in positions of the list; a number or a schedule of the optimizer's steps.
+        kernel: as in `StochasticWiring`. sampling: of points; None takes them all where they are few.
+        positions: `(t, out_rank)`, initial means instead of random ones.
+        generator: for the initial means; torch's default one otherwise.
+
+    Attributes:
+        offset: `(t, total)`, raw numbers. base: `(t, out_rank)`, initial means. step: optimizer steps so far.
+
+    Raises `UserError` for options that do not fit, an input of other features, and emitted numbers that are NaN.
+
+    Source: `Sparse, Adaptive Hypernetworks` (2017), transforms of graphs; the pointers and sites are ours.
+    """
+
+    base: Tensor
+    step: Tensor
+    _seen: Tensor | None
+
+    def __init__(
+        self,
+        hypernetwork: nn.Module | EdgeHypernetworkFactory = EdgeHypernetwork,
+        t: int = 1,
+        *,
+        out_rank: int = 2,
+        output: str = "pointers",
+        sites: str = "entry",
+        neighbours: int = 0,
+        node_features: int = 0,
+        channels: int = 1,
+        values: str = "emitted",
+        scale: float | Schedule | None = None,
+        kernel: str | Kernel = "student_t",
+        sampling: Sampling | None = None,
+        positions: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        choose("kind of site", sites, dict.fromkeys(_SITES))
+        choose("kind of output", output, {"pointers": True})
+        positive("t", t)
+        positive("out_rank", out_rank)
+        require(not (neighbours and sites == "path"), f"neighbours={neighbours} of paths; expected 0, they have none.")
+        self.t, self.out_rank, self.sites, self.neighbours = t, out_rank, sites, neighbours
+        self.node_features, self.channels = node_features, channels
+        self.length = 3 if sites == "path" else 2 + neighbours
+        self.kernel, self.sampling = get_kernel(kernel), sampling
+        if sampling is None and self.length**out_rank > FEW:
+            self.sampling = Sampling()
+        if self.sampling is not None:
+            self.sampling.check(out_rank)
+        self.scale = Anneal(max(1.0, self.length / 2), 0.1, 200) if scale is None else scale
+        positive("scale", at(self.scale, 0))
+        columns, emitted = choose("value scheme", values, _VALUES)
+        self.layout = Layout(out_rank, 0, columns, False, emitted)
+        self.means = DirectMeans()
+        features = feature_count(sites, channels, node_features)
+        made = hypernetwork
+        if not isinstance(made, nn.Module):
+            made = made(features, t, self.layout.width)
+        require(isinstance(made, nn.Module), f"a hypernetwork of type {type(made).__name__}; expected an nn.Module.")
+        self.hypernetwork: nn.Module = made.to(device=device, dtype=dtype)
+        self.offset = nn.Parameter(torch.zeros(t, self.layout.total, device=device, dtype=dtype))
+        self.register_buffer("base", torch.zeros(t, out_rank, device=device, dtype=torch.float64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("_seen", None, persistent=False)
+        self.register_state_dict_pre_hook(_before_saving)
+        self.register_load_state_dict_post_hook(_after_loading)
+        self._reset_offset(generator, positions)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """New offsets, and a new hypernetwork where its parts have `reset_parameters`."""
+        for part in self.hypernetwork.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        self._reset_offset(generator, None)
+
+    @torch.no_grad()
+    def _reset_offset(self, generator: torch.Generator | None, positions: Tensor | None) -> None:
+        source = generator_from(new_seed(torch.device("cpu"), generator), torch.device("cpu"))
+        where = self._away(source) if positions is None else positions.double()
+        expected = (self.t, self.out_rank)
+        require(tuple(where.shape) == expected, f"positions {tuple(where.shape)}; expected (t, out_rank) = {expected}.")
+        self.base.copy_(where)
+        self.offset.zero_()
+        self.offset[:, self.out_rank :] = 1.0
+        self.step.zero_()
+        self._mark()
+
+    def _away(self, source: torch.Generator) -> Tensor:
+        """Means within a quarter of list positions that are not (0, 1), where the input's own entry is."""
+        places = list(itertools.product(range(min(self.length, 3)), repeat=self.out_rank))
+        places = [place for place in places if place != (0, 1)]
+        chosen = torch.randint(len(places), (self.t,), generator=source)
+        jitter = torch.rand(self.t, self.out_rank, generator=source, dtype=torch.float64) - 0.5
+        return torch.tensor(places, dtype=torch.float64)[chosen] + 0.5 * jitter
+
+    # --- counting steps --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _mark(self) -> None:
+        with torch.inference_mode(False):
+            self._seen = self.offset.detach().clone()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Count the step that an optimizer has made; runs by itself before a forward pass or a `state_dict`."""
+        if self._seen is not None and not torch.equal(self.offset, self._seen):
+            self.step += 1
+            self._mark()
+
+    # --- from a graph to a weight ------------------------------------------------------------------------
+
+    def find(self, x: SparseBatch, nodes: Tensor | None = None) -> Sites:
+        """The sites of a batch of graphs."""
+        if self.sites == "path":
+            return path_sites(x, nodes)
+        return entry_sites(x, nodes, self.neighbours)
+
+    def tuples(self, x: SparseBatch, nodes: Tensor | None = None) -> IndexTuples:
+        """The tuples of each site, `(s, t, …)`; differentiable."""
+        return self._tuples(self.find(x, nodes), x)
+
+    def _tuples(self, sites: Sites, x: SparseBatch) -> IndexTuples:
+        features = sites.features.to(self.offset.dtype)
+        expected = feature_count(self.sites, self.channels, self.node_features)
+        require(
+            features.shape[1] == expected,
+            f"{features.shape[1]} features of a site, of an input with values {tuple(x.values.shape)}; expected "
+            f"{expected}: the wiring is made for channels={self.channels} and node_features={self.node_features}.",
+        )
+        raw: Tensor = self.hypernetwork(features, x.instance[sites.entry], len(x))
+        shape = (len(sites), self.t, self.layout.width)
+        require(tuple(raw.shape) == shape, f"a hypernetwork that emits {tuple(raw.shape)}; expected (s, t, width) = "
+                                           f"{shape}.")  # fmt: skip
+        check_finite(raw, self)
+        means, _, values = self.layout.split(raw, self.offset)
+        sizes = torch.full((self.out_rank,), float(self.length), dtype=torch.float64, device=raw.device)
+        anchors, residuals = self.means(means, self.base, sizes)
+        scales = raw.new_full((1, 1, 1), max(at(self.scale, int(self.step)), SMALLEST)).expand(*shape[:2], 1)
+        values = values.squeeze(-1) if self.layout.values else raw.new_ones(shape[:2])
+        return IndexTuples(anchors, residuals, scales, values)
+
+    def forward(self, x: SparseBatch, nodes: Float[Tensor, "nodes g"] | None = None) -> EdgeWeight:
+        """A weight for the graphs of x: spread over points in training, rounded in evaluation.
+
+        Args:
+            nodes: features of all nodes, those of one graph after those of the other; gradients reach them.
+        """
+        self.settle()
+        sites = self.find(x, nodes)
+        tuples = self._tuples(sites, x)
+        points, values = self._spread(tuples) if self.training else self._round(tuples)
+        return self._at(sites, points, values, x)
+
+    def _round(self, tuples: IndexTuples) -> tuple[Int64[Tensor, "s t m r"], Float[Tensor, "s t m"]]:
+        points = tuples.rounded((self.length,) * self.out_rank)
+        return points.unsqueeze(2), tuples.values.unsqueeze(2)
+
+    def _spread(self, tuples: IndexTuples) -> tuple[Int64[Tensor, "s t m r"], Float[Tensor, "s t m"]]:
+        """Points in the list, and what each gets of its tuple's value."""
+        s, t, r = tuples.anchors.shape
+        points, alive = self._points(tuples)
+        weights = point_weights(
+            self.kernel,
+            points.reshape(s * t, -1, r),
+            alive.reshape(s * t, -1),
+            tuples.anchors.reshape(s * t, 1, r),
+            tuples.residuals.reshape(s * t, 1, r),
+            tuples.scales.reshape(s * t, 1, 1),
+            tuples.values.reshape(s * t, 1),
+            extent=self.length,
+        )
+        return points, weights.reshape(s, t, -1)
+
+    def _points(self, tuples: IndexTuples) -> tuple[Int64[Tensor, "s t m r"], Bool[Tensor, "s t m"]]:
+        s, t, r = tuples.anchors.shape
+        device = tuples.anchors.device
+        if self.sampling is None:
+            grid = torch.cartesian_prod(*[torch.arange(self.length, device=device)] * r).reshape(-1, r)
+            return grid.expand(s, t, -1, -1), torch.ones((), dtype=torch.bool, device=device).expand(s, t, len(grid))
+        generator = generator_from(new_seed(device), device)
+        points = sample_points(tuples, (self.length,) * r, self.sampling, generator)
+        ids = torch.zeros_like(points[..., 0])
+        for column in points.unbind(-1):
+            ids = ids * self.length + column
+        return points, ~duplicates(ids.flatten(0, 1)).reshape(ids.shape)
+
+    def _at(self, sites: Sites, points: Tensor, values: Tensor, x: SparseBatch) -> EdgeWeight:
+        """The weight whose entries are at the nodes that the points stand for, where these are present."""
+        s, t, m, r = points.shape
+        nodes = [sites.candidates.gather(1, points[..., j].reshape(s, -1)) for j in range(r)]
+        indices = torch.stack([node.flatten() for node in nodes], 1)
+        weight = EdgeWeight(sites.entry.repeat_interleave(t * m), indices, values.flatten(), self._out_sizes(x), x)
+        if not self.neighbours:
+            return weight
+        keep = (indices >= 0).all(1).nonzero().squeeze(1)
+        return replace(weight, source=weight.source[keep], indices=indices[keep], values=weight.values[keep])
+
+    def _out_sizes(self, x: SparseBatch) -> Int64[Tensor, "b r"]:
+        return x.sizes[:, :1].expand(-1, self.out_rank)
+
+    def extra_repr(self) -> str:
+        points = self.length**self.out_rank if self.sampling is None else self.sampling.points(self.out_rank)
+        return (
+            f"t={self.t}, out_rank={self.out_rank}, sites={self.sites!r}, length={self.length}, "
+            f"kernel={self.kernel!r}, points={points}"
+        )
+
+
+def _before_saving(wiring: EdgeWiring, *_: object) -> None:
+    wiring.settle()
+
+
+def _after_loading(wiring: EdgeWiring, _: object) -> None:
+    wiring._mark()
