@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -14,24 +14,37 @@ from ash.backends import choose_backend, get_backend
 from ash.backends.instances import instance_matmul
 from ash.checks import require
 from ash.drawn import DrawnWeight
+from ash.join import contract_batch
+from ash.sparse_batch import SparseBatch
 from ash.weight import SparseWeight
 
 
-def contract(weight: SparseWeight, x: Float[Tensor, "..."], backend: str = "auto") -> Float[Tensor, "..."]:
+@overload
+def contract(weight: SparseWeight, x: SparseBatch, backend: str = ..., *, coalesce: bool = ...) -> SparseBatch: ...
+@overload
+def contract(weight: SparseWeight, x: Tensor, backend: str = ...) -> Tensor: ...
+def contract(
+    weight: SparseWeight, x: Float[Tensor, "..."] | SparseBatch, backend: str = "auto", *, coalesce: bool = True
+) -> Float[Tensor, "..."] | SparseBatch:
     """Contract the input dimensions of a sparse weight with x.
 
     Args:
         weight: shared, or one per instance.
-        x: `(b, *in_shape, *extra)`; the extra dimensions share the weight.
+        x: `(b, *in_shape, *extra)`; the extra dimensions share the weight. Or b sparse tensors of shape `in_shape`,
+            which give sparse ones: time and memory grow with the stored entries that meet, not with the shapes.
         backend: `"auto"`, `"dense"`, `"torch"` or `"torch_sparse"`; a weight per instance knows `"dense"`
-            (the oracle) and `"torch"`.
+            (the oracle) and `"torch"`. For dense x.
+        coalesce: of sparse x, add up what meets at the same output position.
 
     Returns:
-        `(b, *out_shape, *extra)`. Exact gradients reach `weight.values` (or `weight.candidate`) and `x`.
+        `(b, *out_shape, *extra)`, or b sparse tensors. Exact gradients reach `weight.values` (or `weight.candidate`,
+        where x is dense) and `x` (or `x.values`).
 
     Raises:
         UserError: shapes that do not fit, an unknown or unavailable backend.
     """
+    if isinstance(x, SparseBatch):
+        return contract_batch(weight, x, coalesce)
     r = len(weight.in_shape)
     require(
         x.dim() > r and tuple(x.shape[1 : r + 1]) == weight.in_shape,

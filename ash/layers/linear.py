@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ash.backends import get_backend
-from ash.checks import UserError, check_finite, shape
+from ash.checks import UserError, check_finite, require, shape
 from ash.contract import contract
 from ash.growth import Factors
 from ash.layers.host import BiasedHost, WiringFactory, make_wiring
+from ash.sparse_batch import SparseBatch
 from ash.wirings.base import Wiring
 
 
@@ -32,10 +34,12 @@ class SparseLayer(BiasedHost):
         bias: one number for every output position, `(*out_shape,)`.
         backend: how the product is computed, see `contract`.
 
-    Shapes: `(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`.
+    Shapes: `(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`; without a bias also a `SparseBatch` of b tensors
+    of shape `in_shape` -> one of b tensors of shape `out_shape`, which never makes a dense one.
 
-    Raises `UserError` for shapes that do not fit, an unknown or unavailable backend, and for input that is NaN
-    or infinite; `layer.check_input = False` leaves the latter out.
+    Raises `UserError` for shapes that do not fit, an unknown or unavailable backend, a sparse input to a layer with
+    a bias or with a wiring that learns from dense input only, and for input that is NaN or infinite or has indices
+    outside its shape; `layer.check_input = False` leaves the latter out.
     """
 
     def __init__(
@@ -57,11 +61,19 @@ class SparseLayer(BiasedHost):
         self.wiring = make_wiring(wiring, self.out_shape, self.in_shape, device=device, dtype=dtype)
         self._register_bias(bias, device, dtype)
 
-    def forward(self, x: Float[Tensor, "..."], condition: Tensor | None = None) -> Float[Tensor, "..."]:
-        """`(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`.
+    @overload
+    def forward(self, x: SparseBatch, condition: Tensor | None = None) -> SparseBatch: ...
+    @overload
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor: ...
+    def forward(
+        self, x: Float[Tensor, "..."] | SparseBatch, condition: Tensor | None = None
+    ) -> Float[Tensor, "..."] | SparseBatch:
+        """`(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`, or b sparse tensors -> b sparse tensors.
 
-        An adaptive wiring sees `condition` `(b, *condition_shape)`, or x itself where none is given.
+        An adaptive wiring sees `condition` `(b, *condition_shape)`, or x itself where none is given and x is dense.
         """
+        if isinstance(x, SparseBatch):
+            return self._forward_batch(x, condition)
         if self.check_input:
             check_finite(x, self)
         weight = self.wiring(x if condition is None else condition)
@@ -72,6 +84,23 @@ class SparseLayer(BiasedHost):
             return y
         extra = y.dim() - 1 - len(self.out_shape)
         return y + self.bias.to(y.dtype).reshape(*self.out_shape, *[1] * extra)
+
+    def _forward_batch(self, x: SparseBatch, condition: Tensor | None) -> SparseBatch:
+        """Sparse in, sparse out."""
+        require(
+            self.bias is None,
+            f"a sparse input for {type(self).__name__}({self.extra_repr()}); a bias would fill every output position, "
+            "and the result would not be sparse; make the layer with bias=False.",
+        )
+        require(
+            not (self.wiring.wants_factors and torch.is_grad_enabled()),
+            f"a sparse input for {type(self.wiring).__name__}({self.wiring.extra_repr()}), which learns from the "
+            "gradient of every entry of its weight; a sparse result tells only some; give the layer x.to_dense(), "
+            "or a wiring that does without (SETWiring; guided_samples=0).",
+        )
+        if self.check_input:
+            x.check()
+        return contract(self.wiring(condition), x)
 
     def _watch(self, x: Tensor, y: Tensor) -> None:
         """Hand the wiring the factors of the gradient of W when this batch's backward pass comes by."""
@@ -132,8 +161,19 @@ class SparseLinear(SparseLayer):
         )
         return layer._take(linear)
 
-    def forward(self, x: Float[Tensor, "*n i"], condition: Tensor | None = None) -> Float[Tensor, "*n o"]:
-        """`(*, in_features)` -> `(*, out_features)`; every row is an instance, for which `condition` has a row too."""
+    @overload
+    def forward(self, x: SparseBatch, condition: Tensor | None = None) -> SparseBatch: ...
+    @overload
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor: ...
+    def forward(
+        self, x: Float[Tensor, "*n i"] | SparseBatch, condition: Tensor | None = None
+    ) -> Float[Tensor, "*n o"] | SparseBatch:
+        """`(*, in_features)` -> `(*, out_features)`; every row is an instance, for which `condition` has a row too.
+
+        Or sparse vectors -> sparse vectors, as in `SparseLayer`.
+        """
+        if isinstance(x, SparseBatch):
+            return super().forward(x, condition)
         if x.dim() < 1 or x.shape[-1] != self.in_features:
             raise UserError(
                 f"an input of shape {tuple(x.shape)} for {type(self).__name__}({self.extra_repr()}); "

@@ -342,7 +342,10 @@ class HyperWiring(StochasticWiring):
     def forward(self, x: Tensor | None = None) -> SparseWeight:
         """A weight for each instance of x `(b, *condition_shape)`: drawn in training, rounded in evaluation."""
         if x is None:
-            raise UserError("an adaptive wiring without an input; call wiring(x), or a layer that holds it.")
+            raise UserError(
+                "an adaptive wiring without an input; call wiring(x), or a layer that holds it; with a sparse input "
+                "layer(x, condition) where the condition is dense, (b, *condition_shape)."
+            )
         self.settle()
         if not self.training:
             return self._round(self.tuples(x))
