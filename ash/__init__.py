@@ -15,9 +15,11 @@ from ash.count import count
 from ash.diagnose import diagnose
 from ash.distributions import LayerSize, allot
 from ash.edge_hypernets import EdgeHypernetwork
+from ash.edge_index import EdgeIndex
 from ash.glimpses import ConvLocator, glimpse_wiring
 from ash.growth import DenseGradient, Factors, Score
 from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
+from ash.interchange import as_sparse_batch
 from ash.kernels import Gaussian, Kernel, StudentT
 from ash.layers.conv import SparseConv2d
 from ash.layers.edge import EdgeLayer
@@ -70,6 +72,7 @@ __all__ = [
     "DynamicWiring",
     "Dynamics",
     "EdgeHypernetwork",
+    "EdgeIndex",
     "EdgeLayer",
     "EdgeScores",
     "EdgeWeight",
@@ -120,6 +123,7 @@ __all__ = [
     "UserError",
     "Wiring",
     "allot",
+    "as_sparse_batch",
     "block_structure",
     "clear_state",
     "contract",

@@ -6,13 +6,18 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ash.checks import choose, require
+from ash.checks import TORCH_SPARSE_HINT, choose, optional, require
+from ash.edge_index import EdgeIndex
 from ash.pattern import pointers
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 DUPLICATES = {"sum": True, "refuse": False}
 
@@ -183,6 +188,75 @@ class SparseBatch:
         places = (self.instance, *self.indices.unbind(-1))
         return dense.index_put(places, self.values, accumulate=True)
 
+    def to_coo(self) -> Tensor:
+        """A torch COO tensor `(b, *largest sizes, *extra)`, uncoalesced; differentiable by the values."""
+        shape = self.sizes.max(0).values.tolist() if len(self) else [0] * self.rank
+        indices = torch.cat([self.instance.unsqueeze(0), self.indices.t()])
+        size = (len(self), *shape, *self.values.shape[1:])
+        return torch.sparse_coo_tensor(indices, self.values, size, check_invariants=False)
+
+    def to_csr(self) -> list[Tensor]:
+        """A torch CSR matrix of each matrix, every position once; differentiable by the values."""
+        return [
+            torch.sparse_csr_tensor(
+                pointers(one.indices[:, 0].contiguous(), int(one.sizes[0, 0])),
+                one.indices[:, 1].contiguous(),
+                one.values,
+                (*one.sizes[0].tolist(), *one.values.shape[1:]),
+                check_invariants=False,
+            )
+            for one in self._matrices()
+        ]
+
+    def to_scipy(self) -> list[scipy.sparse.csr_matrix]:
+        """A scipy CSR matrix of each matrix, every position once; without gradients."""
+        import scipy.sparse
+
+        found = []
+        for one in self._matrices(channels=False):
+            place = tuple(column.cpu().numpy() for column in one.indices.unbind(1))
+            values = one.values.detach().cpu().numpy()
+            found.append(scipy.sparse.csr_matrix((values, place), shape=tuple(one.sizes[0].tolist())))
+        return found
+
+    def to_torch_sparse(self) -> list[Any]:
+        """A `torch_sparse.SparseTensor` of each matrix, every position once; differentiable by the values."""
+        package = optional("torch_sparse", TORCH_SPARSE_HINT)
+        found = []
+        for one in self._matrices():
+            row, col = (column.contiguous() for column in one.indices.unbind(1))
+            sizes = tuple(one.sizes[0].tolist())
+            found.append(package.SparseTensor(row=row, col=col, value=one.values, sparse_sizes=sizes, is_sorted=True))
+        return found
+
+    def to_edge_index(self) -> EdgeIndex:
+        """The graphs as PyTorch Geometric holds them; `SparseBatch.from_edge_index(*x.to_edge_index())` is x."""
+        square = self.rank == 2 and bool((self.sizes[:, 0] == self.sizes[:, 1]).all())
+        require(square, f"tensors of shapes {self.sizes[:3].tolist()}, …; expected square matrices, which are graphs.")
+        nodes = self.sizes[:, 0]
+        first = nodes.cumsum(0) - nodes
+        edges = (self.indices + first[self.instance].unsqueeze(1)).t()
+        batch = torch.arange(len(self), device=nodes.device).repeat_interleave(nodes)
+        return EdgeIndex(edges, len(batch), self.values, batch)
+
+    def _matrices(self, channels: bool = True) -> Iterator[SparseBatch]:
+        """The tensors one by one, coalesced. Raises `UserError` unless they are matrices."""
+        require(self.rank == 2, f"tensors of rank {self.rank}; expected matrices, of rank 2; to_coo() takes any rank.")
+        extra = tuple(self.values.shape[1:])
+        require(channels or not extra, f"entries with channels {extra}; expected one number each; take one channel.")
+        return iter(self.coalesce())
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Tensor,
+        num_nodes: int,
+        values: Float[Tensor, "n ..."] | None = None,
+        batch: Tensor | None = None,
+    ) -> SparseBatch:
+        """Graphs given as PyTorch Geometric holds them; see `EdgeIndex` for the arguments and what is refused."""
+        return cls(*EdgeIndex(edge_index, num_nodes, values, batch).entries())
+
     @classmethod
     def from_entries(
         cls, indices: Sequence[Tensor], values: Sequence[Tensor] | None, sizes: Sequence[Sequence[int]]
@@ -191,7 +265,17 @@ class SparseBatch:
 
         Args:
             indices: `(n_i, r)` of each tensor. values: `(n_i, *extra)`; ones if None. sizes: the shape of each.
+
+        Raises `UserError` for different ranks, and for no tensor.
         """
+        ranks = sorted({len(size) for size in sizes})
+        _check_ranks(ranks)
+        fits = len(indices) == len(sizes) and all(part.shape[1:] in ((), (ranks[0],)) for part in indices if len(part))
+        require(
+            fits,
+            f"indices {[tuple(part.shape) for part in indices][:3]} for {len(sizes)} tensors of rank {ranks[0]}; "
+            f"expected (entries, {ranks[0]}) for each tensor.",
+        )
         counts = torch.tensor([len(part) for part in indices])
         whole = torch.cat([part.reshape(len(part), len(sizes[0])) for part in indices]).long()
         instance = torch.arange(len(counts)).repeat_interleave(counts).to(whole.device)
@@ -200,12 +284,17 @@ class SparseBatch:
 
     @classmethod
     def cat(cls, batches: Sequence[SparseBatch]) -> SparseBatch:
-        """One batch of all tensors of several. Raises `UserError` for different ranks, and for no batch."""
-        ranks = sorted({batch.rank for batch in batches})
-        require(len(ranks) == 1, f"tensors of ranks {ranks} in one batch; expected one rank, and at least one tensor.")
+        """One batch of all tensors of several. Raises `UserError` for different ranks or channels, and for no batch."""
+        _check_ranks(sorted({batch.rank for batch in batches}))
+        extra = sorted({tuple(batch.values.shape[1:]) for batch in batches})
+        require(len(extra) == 1, f"entries with channels {extra} in one batch; expected the same for all.")
         shift, instances = 0, []
         for batch in batches:
             instances.append(batch.instance + shift)
             shift += len(batch)
         parts = zip(*[(batch.indices, batch.values, batch.sizes) for batch in batches], strict=True)
         return cls(torch.cat(instances), *(torch.cat(part) for part in parts))
+
+
+def _check_ranks(ranks: Sequence[int]) -> None:
+    require(len(ranks) == 1, f"tensors of ranks {ranks} in one batch; expected one rank, and at least one tensor.")
