@@ -166,7 +166,7 @@ def _features(
             f"features of shape {tuple(nodes.shape)} for {graph.nodes} nodes; expected (all nodes, features).",
         )
         known = torch.cat([known, nodes.to(dtype)], 1)
-    return torch.cat([*(part.to(dtype) for part in parts), *(known[end] for end in ends)], 1)
+    return torch.cat([*(part.to(dtype) for part in parts), *(known.index_select(0, end) for end in ends)], 1)
 
 
 def _paths(graph: Adjacency) -> tuple[Int64[Tensor, " s"], Int64[Tensor, " s"]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ash.checks import TORCH_SPARSE_HINT, choose, optional, require
 from ash.edge_index import EdgeIndex
-from ash.pattern import pointers
+from ash.pattern import pointers, ravel
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -86,9 +86,12 @@ class SparseBatch:
 
     def ids_of(self, instance: Int64[Tensor, "*n"], indices: Int64[Tensor, "*n r"]) -> Int64[Tensor, "*n"]:
         """The numbers of any positions in these tensors, in the order of tensors and then of positions (C order)."""
-        sizes, ids = self.sizes[instance], torch.zeros_like(instance)
-        for column, size in zip(indices.unbind(-1), sizes.unbind(-1), strict=True):
-            ids = ids * size + column
+        columns = indices.unbind(-1)
+        if len(self) == 1:
+            return ravel(indices, self.sizes[0].tolist())
+        ids = columns[0]
+        for column, sizes in zip(columns[1:], self.sizes.t()[1:].contiguous(), strict=True):
+            ids = torch.addcmul(column, ids, sizes[instance])
         return ids + self.offsets[instance]
 
     def check(self, duplicates: str = "sum") -> SparseBatch:
@@ -140,11 +143,18 @@ class SparseBatch:
         return self.values.unsqueeze(-1).flatten(1)
 
     def coalesce(self) -> SparseBatch:
-        """The same tensors with every position stored once, sorted; differentiable."""
-        ids, place = torch.unique(self.ids, return_inverse=True)
-        values = self.values.new_zeros(len(ids), *self.values.shape[1:]).index_add(0, place, self.values)
-        first = place.new_empty(len(ids)).scatter_(0, place, torch.arange(self.entries, device=place.device))
-        return SparseBatch(self.instance[first], self.indices[first], values, self.sizes)
+        """The same tensors with every position stored once, sorted; differentiable. Itself, where they are so."""
+        if bool((self.ids[1:] > self.ids[:-1]).all()):
+            return self
+        ids, order = torch.sort(self.ids, stable=True)
+        new = torch.ones_like(ids, dtype=torch.bool)
+        torch.ne(ids[1:], ids[:-1], out=new[1:])
+        place = torch.empty_like(order).scatter_(0, order, new.cumsum(0).sub_(1))
+        starts = new.nonzero().squeeze(1)
+        values = self.values.new_zeros(len(starts), *self.values.shape[1:]).index_add(0, place, self.values)
+        first = order[starts]
+        found = replace(self, instance=self.instance[first], indices=self.indices.index_select(0, first), values=values)
+        return found._knowing(ids=ids[starts], offsets=self.offsets)
 
     def select(self, keep: Tensor) -> SparseBatch:
         """Some entries: a mask `(n,)`, or their numbers in ascending order."""
@@ -156,7 +166,13 @@ class SparseBatch:
 
     def with_values(self, values: Float[Tensor, "n ..."]) -> SparseBatch:
         """The same positions with other values."""
-        return replace(self, values=values)
+        names = ("starts", "offsets", "ids")
+        return replace(self, values=values)._knowing(**{name: vars(self)[name] for name in names if name in vars(self)})
+
+    def _knowing(self, **known: Tensor) -> SparseBatch:
+        """This batch, with what is computed when it is first asked for given already."""
+        vars(self).update(known)
+        return self
 
     def permute(self, *order: int) -> SparseBatch:
         """The dimensions of every tensor in another order: `permute(1, 0)` turns all edges round."""

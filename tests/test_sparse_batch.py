@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ash import SparseBatch, UserError
 
@@ -67,3 +69,24 @@ def test_different_ranks_and_no_tensors_are_refused():
 def test_an_empty_graph_is_a_batch():
     empty = SparseBatch.from_entries([torch.zeros(0, 2)], None, [(5, 5)]).check("refuse")
     assert empty.coalesce().entries == 0 and empty.to_dense().sum() == 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3), st.integers(0, 15))
+def test_coalesced_is_sorted_and_the_same_tensors(sizes, n):
+    shapes = torch.tensor(sizes)
+    instance = torch.randint(len(sizes), (n,)).sort().values
+    values = torch.randn(n, 2, dtype=torch.float64, requires_grad=True)
+    batch = SparseBatch(instance, (torch.rand(n, 2) * shapes[instance]).long(), values, shapes)
+    whole = batch.coalesce().check("refuse")
+    assert torch.allclose(whole.to_dense(), batch.to_dense())
+    assert whole.coalesce() is whole
+    fresh = SparseBatch(whole.instance, whole.indices, whole.values, whole.sizes)
+    assert torch.equal(whole.ids, fresh.ids) and torch.equal(whole.offsets, fresh.offsets)
+    assert whole.ids.tolist() == sorted(set(batch.ids.tolist()))
+
+
+def test_other_values_at_known_positions():
+    batch = two()
+    ids = batch.ids
+    other = batch.with_values(torch.zeros(4, 3))
+    assert other.ids is ids and other.values.shape == (4, 3)

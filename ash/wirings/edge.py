@@ -61,7 +61,7 @@ class EdgeWeight:
             "expected the input that it was made for.",
         )
         weights = self.values.reshape(-1, *[1] * (x.values.dim() - 1))
-        values = weights * x.values[self.source]
+        values = weights * x.values.index_select(0, self.source)
         return SparseBatch(x.instance[self.source], self.indices, values, self.out_sizes).coalesce()
 
     def as_batch(self) -> SparseBatch:
