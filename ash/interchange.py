@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,9 @@ from torch import Tensor
 from ash.checks import require
 from ash.edge_index import EdgeIndex
 from ash.sparse_batch import SparseBatch
+
+SparseInput: TypeAlias = Any
+"""What `as_sparse_batch` takes."""
 
 RANK = 2
 """Of what does not say its rank itself: a matrix, such as a graph."""
@@ -23,7 +26,7 @@ WELCOME = (
 
 
 def as_sparse_batch(
-    x: Any, rank: int | None = None, *, duplicates: str = "sum", dtype: torch.dtype | None = None
+    x: SparseInput, rank: int | None = None, *, duplicates: str = "sum", dtype: torch.dtype | None = None
 ) -> SparseBatch:
     """One batch of what is given.
 

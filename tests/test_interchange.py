@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ash import EdgeIndex, SparseBatch, SparseLayer, StaticWiring, UserError, as_sparse_batch
+from ash import EdgeIndex, EdgeLayer, EdgeWiring, SparseBatch, SparseLayer, StaticWiring, UserError, as_sparse_batch
 
 
 def dense(*shape: int, seed: int = 1) -> Tensor:
@@ -333,3 +333,12 @@ def test_a_single_node_and_nodes_without_edges() -> None:
     assert as_sparse_batch(torch.tensor([[2.0]])).to_dense().tolist() == [[[2.0]]]
     apart = as_sparse_batch(coo([[0], [0]], shape=(9, 9)))
     assert apart.to_edge_index().num_nodes == 9 and apart.to_dense().sum() == 1
+
+
+def test_an_edge_layer_takes_what_other_packages_hold() -> None:
+    layer = EdgeLayer(EdgeWiring(t=2)).eval()
+    x = as_sparse_batch([dense(3, 3), dense(4, 4)])
+    wanted = layer(x)
+    for stored in (x.to_coo(), x.to_scipy(), x.to_edge_index()):
+        found = layer(stored)
+        assert torch.equal(found.indices, wanted.indices) and torch.equal(found.values, wanted.values)

@@ -169,6 +169,17 @@ def test_layers_one_after_the_other() -> None:
     assert torch.allclose(second(first(x)).to_dense(), second(first(x.to_dense())), atol=1e-6)
 
 
+def test_layers_take_what_other_packages_hold() -> None:
+    layer = SparseLayer((4, 4), 5, bias=False, wiring=partial(StaticWiring, k=20))
+    x = batch((4, 4), 3, 12).to(torch.float32)
+    wanted = layer(x.to_dense())
+    for stored in (x.to_coo(), x.to_csr(), x.to_scipy(), list(x), x.to_edge_index()):
+        assert torch.allclose(layer(stored).to_dense(), wanted, atol=1e-6)
+    vectors = SparseLinear(6, 5, bias=False, wiring=partial(StaticWiring, k=9))
+    rows = torch.eye(6)[:4]
+    assert torch.allclose(vectors(rows.to_sparse_coo()).to_dense(), vectors(rows))
+
+
 def test_a_frozen_layer_takes_sparse_input() -> None:
     layer = SparseLayer((4, 4), 6, bias=False, wiring=partial(GaussianWiring, k=12)).eval()
     x = batch((4, 4), 2, 9).to(torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ash.checks import check_finite, require
+from ash.interchange import SparseInput, as_sparse_batch
 from ash.sparse_batch import SparseBatch
 from ash.wirings.edge import EdgeWiring
 
@@ -26,13 +27,15 @@ class EdgeLayer(nn.Module):
         require(isinstance(wiring, EdgeWiring), f"a wiring of type {type(wiring).__name__}; expected an EdgeWiring.")
         self.wiring, self.check_input = wiring, True
 
-    def forward(self, x: SparseBatch, nodes: Tensor | None = None) -> SparseBatch:
+    def forward(self, x: SparseInput, nodes: Tensor | None = None) -> SparseBatch:
         """Graphs -> graphs of as many nodes (or tensors of the wiring's output rank), every position once.
 
         Args:
-            x: entries at the same position are added up first. Values `(n,)` or `(n, channels)`.
+            x: a `SparseBatch`, or what `as_sparse_batch` takes. Entries at the same position are added up first.
+                Values `(n,)` or `(n, channels)`.
             nodes: `(nodes, g)`, features of all nodes, those of one graph after those of the other.
         """
+        x = x if isinstance(x, SparseBatch) else as_sparse_batch(x)
         if self.check_input:
             x.check()
             if nodes is not None:

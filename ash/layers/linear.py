@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from ash.backends import get_backend
 from ash.checks import UserError, check_finite, require, shape
 from ash.contract import contract
 from ash.growth import Factors
+from ash.interchange import SparseInput, as_sparse_batch
 from ash.layers.host import BiasedHost, WiringFactory, make_wiring
 from ash.sparse_batch import SparseBatch
 from ash.wirings.base import Wiring
@@ -34,8 +34,9 @@ class SparseLayer(BiasedHost):
         bias: one number for every output position, `(*out_shape,)`.
         backend: how the product is computed, see `contract`.
 
-    Shapes: `(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`; without a bias also a `SparseBatch` of b tensors
-    of shape `in_shape` -> one of b tensors of shape `out_shape`, which never makes a dense one.
+    Shapes: `(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`; without a bias also b sparse tensors of shape
+    `in_shape` (a `SparseBatch`, or what `as_sparse_batch` takes) -> a `SparseBatch` of b tensors of shape `out_shape`;
+    no dense one is made.
 
     Raises `UserError` for shapes that do not fit, an unknown or unavailable backend, a sparse input to a layer with
     a bias or with a wiring that learns from dense input only, and for input that is NaN or infinite or has indices
@@ -61,19 +62,18 @@ class SparseLayer(BiasedHost):
         self.wiring = make_wiring(wiring, self.out_shape, self.in_shape, device=device, dtype=dtype)
         self._register_bias(bias, device, dtype)
 
-    @overload
-    def forward(self, x: SparseBatch, condition: Tensor | None = None) -> SparseBatch: ...
-    @overload
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor: ...
-    def forward(
-        self, x: Float[Tensor, "..."] | SparseBatch, condition: Tensor | None = None
-    ) -> Float[Tensor, "..."] | SparseBatch:
+    def forward(self, x: Tensor | SparseInput, condition: Tensor | None = None) -> Tensor | SparseBatch:
         """`(b, *in_shape, *extra)` -> `(b, *out_shape, *extra)`, or b sparse tensors -> b sparse tensors.
 
         An adaptive wiring sees `condition` `(b, *condition_shape)`, or x itself where none is given and x is dense.
         """
-        if isinstance(x, SparseBatch):
-            return self._forward_batch(x, condition)
+        if isinstance(x, Tensor) and x.layout == torch.strided:
+            return self._forward_dense(x, condition)
+        batch = x if isinstance(x, SparseBatch) else as_sparse_batch(x, len(self.in_shape))
+        return self._forward_batch(batch, condition)
+
+    def _forward_dense(self, x: Float[Tensor, "..."], condition: Tensor | None) -> Float[Tensor, "..."]:
+        """Dense in, dense out."""
         if self.check_input:
             check_finite(x, self)
         weight = self.wiring(x if condition is None else condition)
@@ -161,25 +161,19 @@ class SparseLinear(SparseLayer):
         )
         return layer._take(linear)
 
-    @overload
-    def forward(self, x: SparseBatch, condition: Tensor | None = None) -> SparseBatch: ...
-    @overload
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor: ...
-    def forward(
-        self, x: Float[Tensor, "*n i"] | SparseBatch, condition: Tensor | None = None
-    ) -> Float[Tensor, "*n o"] | SparseBatch:
+    def forward(self, x: Tensor | SparseInput, condition: Tensor | None = None) -> Tensor | SparseBatch:
         """`(*, in_features)` -> `(*, out_features)`; every row is an instance, for which `condition` has a row too.
 
         Or sparse vectors -> sparse vectors, as in `SparseLayer`.
         """
-        if isinstance(x, SparseBatch):
+        if not (isinstance(x, Tensor) and x.layout == torch.strided):
             return super().forward(x, condition)
         if x.dim() < 1 or x.shape[-1] != self.in_features:
             raise UserError(
                 f"an input of shape {tuple(x.shape)} for {type(self).__name__}({self.extra_repr()}); "
                 f"expected (*, {self.in_features})."
             )
-        y: Tensor = super().forward(x.reshape(-1, self.in_features), condition)
+        y = self._forward_dense(x.reshape(-1, self.in_features), condition)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
