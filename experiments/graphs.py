@@ -36,7 +36,8 @@ function `run(options, run)` that gets all options, and may have `resolved(optio
 
 def _families() -> dict[str, ModuleType]:
     there = {name: f"experiments.{module}" for name, module in FAMILIES.items()}
-    return {name: importlib.import_module(path) for name, path in there.items() if importlib.util.find_spec(path)}
+    found = {name: importlib.import_module(path) for name, path in there.items() if importlib.util.find_spec(path)}
+    return {name: module for name, module in found.items() if hasattr(module, "run")}
 
 
 _MODULES = _families()
