@@ -26,6 +26,9 @@ many keep to it; `missed`, the names of those that do not. The figures with thei
   `rewiring_seconds`; `bytes`, of weights, optimizer and growth, two steps and a rewiring. `masked_rigl_N_…`: the same
   of a dense weight with a mask. `rigl_N_masked`: a step over that of the masked one; `rigl_N_memory`: bytes over its;
   `rigl_N_amortised`: time over its where every hundredth step is followed by a rewiring.
+- `graphs_N_…`: a training step of an edge-wise layer that learns to turn the edges of one graph of N nodes and 10 N
+  edges round, with Adam; `graphs_N_seconds_each`, `graphs_N_bytes_each`: for each edge; `graphs_time_growth`,
+  `graphs_memory_growth`: the largest of these over the smallest graph's.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from typing import Any, Literal
 
 from ash.checks import require
 from experiments.benchmark_cases import Case
+from experiments.benchmark_graph_rows import SIZES, graph_growths, graph_plan
 from experiments.benchmark_hyper import POINTS
 from experiments.benchmark_report import Row, draw, table, write_markdown
 from experiments.runs import Run, RunOptions
@@ -112,6 +116,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
     rows += growths(rows, options.quick)
     rows += adaptive_memory(rows, options.quick)
     rows += rigl_ratios(rows, options.quick)
+    rows += graph_growths(rows, options.quick)
     _report(run, rows, load)
     return _summary(rows)
 
@@ -120,13 +125,14 @@ def plan(quick: bool) -> list[tuple[Row, Case]]:
     """Every figure, not yet taken, with its case. Quick ones are few, tiny, and have no bars."""
     if not quick:
         gaussians = [*_gaussians("all", ALL), *_gaussians("tuple", EACH)]
-        return [*gaussians, *_hypers(HYPER, RIVALLED), *_statics(STATIC), *_rigls(RIGL)]
+        return [*gaussians, *_hypers(HYPER, RIVALLED), *_statics(STATIC), *_rigls(RIGL), *graph_plan(SIZES)]
     tiny = [
         *_gaussians("all", {128: NONE}),
         *_gaussians("tuple", {128: NONE, 256: NONE}),
         *_hypers((16, 32), 32),
         *_statics({128: (8, 0.05)}),
         *_rigls({128: (8, 0.05)}),
+        *graph_plan((20, 40)),
     ]
     return [(replace(row, bar=None), replace(case, batch=QUICK_BATCH, budget=0.02, most=3)) for row, case in tiny]
 

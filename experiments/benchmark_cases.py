@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor, nn
 
 from ash import GaussianWiring, SparseLinear, StaticWiring
+from experiments.benchmark_graphs import check_graphs, graph_step
 from experiments.benchmark_hyper import INPUTS, OUTPUTS, DenseHyper, Gathered, adaptive
 from experiments.benchmark_oracle import check_gaussian, check_hyper, check_static
 from experiments.benchmark_rigl import MaskedLinear, check_rigl, masked_step, sparse_layer, sparse_step
@@ -37,7 +38,7 @@ class Case:
     Attributes:
         layer: `gaussian`, with as many tuples as rows, 2 + 2 samples; `static`; `hyper`, 784 → 256 with `size`
             tuples for every instance; `dense_hyper`, all weights for every instance; `rigl`, or `masked_rigl`, a dense
-            weight with a mask, both with SGD.
+            weight with a mask, both with SGD; `graphs`, an edge-wise layer on one graph of `size` nodes, with Adam.
         figure: `seconds` of a step, `bytes` at its peak, or the `ratio` of its seconds to those of a rival.
         size, batch: of the layer and its input.
         context: of the Gaussians.
@@ -47,7 +48,7 @@ class Case:
         budget: seconds of measuring, roughly. most: rounds at most.
     """
 
-    layer: tyro.conf.Positional[Literal["gaussian", "static", "hyper", "dense_hyper", "rigl", "masked_rigl"]]
+    layer: tyro.conf.Positional[Literal["gaussian", "static", "hyper", "dense_hyper", "rigl", "masked_rigl", "graphs"]]
     figure: Literal["seconds", "bytes", "ratio"] = "seconds"
     size: int = 512
     batch: int = 64
@@ -103,6 +104,8 @@ def _ratio(case: Case, error: float | None) -> dict[str, Any]:
 def _prepare(case: Case) -> Step:
     """A training step of the layer. Against the bare products it has no bias, since they have none."""
     n = case.size
+    if case.layer == "graphs":
+        return graph_step(n)
     if case.layer == "hyper":
         return _step(adaptive(n, bias=case.rival != "gather"), case, INPUTS, OUTPUTS)
     if case.layer == "dense_hyper":
@@ -192,6 +195,7 @@ CHECKS: dict[str, Callable[[Case], float | None]] = {
     "dense_hyper": lambda case: None,
     "rigl": lambda case: check_rigl(),
     "masked_rigl": lambda case: None,
+    "graphs": lambda case: check_graphs(),
 }
 
 

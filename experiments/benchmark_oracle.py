@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ash import GaussianWiring, HyperWiring, IndexTuples, MLPHypernetwork, SparseLinear, StaticWiring
@@ -28,7 +28,7 @@ def check_gaussian(context: str) -> float:
     drawn = wiring()
     points = drawn.indices.reshape(wiring.k, -1, wiring.rank)
     dense = _spread(wiring.tuples(), points, together=context == "all")
-    return _compare(layer, x, y, linear(x, dense, layer.bias))
+    return compare(layer, x, y, linear(x, dense, layer.bias))
 
 
 def check_static() -> float:
@@ -37,7 +37,7 @@ def check_static() -> float:
     layer = SparseLinear(SIZE, SIZE, wiring=wiring)
     x = torch.randn(BATCH, SIZE, requires_grad=True)
     dense = torch.zeros(SIZE, SIZE).index_put(tuple(wiring.indices.unbind(-1)), wiring.values)
-    return _compare(layer, x, layer(x), linear(x, dense, layer.bias))
+    return compare(layer, x, layer(x), linear(x, dense, layer.bias))
 
 
 def check_hyper() -> float:
@@ -51,7 +51,7 @@ def check_hyper() -> float:
     points = wiring(x).indices.reshape(INSTANCES, wiring.k, -1, wiring.rank)
     dense = _spread_each(wiring.tuples(x), points)
     product = torch.bmm(dense, x.unsqueeze(-1)).squeeze(-1)
-    return _compare(layer, x, y, product if layer.bias is None else product + layer.bias)
+    return compare(layer, x, y, product if layer.bias is None else product + layer.bias)
 
 
 def _spread_each(tuples: IndexTuples, points: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ def _spread(tuples: IndexTuples, points: Tensor, together: bool) -> Tensor:
     return dense
 
 
-def _compare(layer: SparseLinear, x: Tensor, y: Tensor, expected: Tensor) -> float:
+def compare(layer: nn.Module, x: Tensor, y: Tensor, expected: Tensor) -> float:
+    """Largest relative difference of output, and gradients by x and parameters; fails above `TOLERANCE`."""
     inputs = [x, *layer.parameters()]
     g = torch.randn_like(y)
     found, due = ([each, *torch.autograd.grad(each, inputs, g)] for each in (y, expected))

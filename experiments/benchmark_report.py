@@ -12,8 +12,14 @@ from ash.count import aligned
 from ash.plot.curves import INK, LINES, PALE, new_figure, save, tidy
 from experiments.files import replace_whole
 
-UNITS = {"seconds": ("ms", 1e3), "bytes": ("MB", 1e-6), "ratio": ("x", 1.0), "each": ("B", 1.0)}
-"""Unit of a figure, and what makes it of seconds, bytes, ratios or bytes for each number."""
+UNITS = {
+    "seconds": ("ms", 1e3),
+    "bytes": ("MB", 1e-6),
+    "ratio": ("x", 1.0),
+    "each": ("B", 1.0),
+    "seconds_each": ("µs", 1e6),
+}
+"""Unit of a figure, and what makes it of seconds, bytes, ratios, or bytes or seconds for each of many things."""
 
 HEAD = ("what", "", "min", "median", "max", "bar", "median / bar", "ok", "error")
 
@@ -23,7 +29,7 @@ class Row:
     """A figure, in seconds, bytes or as a ratio, beside what it must not exceed.
 
     Attributes:
-        name: its key. what: the same in words. figure: seconds, bytes, ratio or each.
+        name: its key. what: the same in words. figure: seconds, bytes, ratio, each or seconds_each.
         low, median, high: over the runs; None where it was not measured, which `note` then explains.
         bar: None where nothing is promised.
         error: of the layer against the dense oracle, relative; None for figures that come from others.

@@ -13,10 +13,12 @@ import pytest
 import torch
 import tyro
 
-from experiments import benchmark, benchmark_cases, benchmark_oracle, benchmark_rigl
+from ash import sparse_loss
+from experiments import benchmark, benchmark_cases, benchmark_graphs, benchmark_oracle, benchmark_rigl
 from experiments.__main__ import main
 from experiments.benchmark import fill, growths, plan, spawn
 from experiments.benchmark_cases import Case
+from experiments.benchmark_graph_rows import SIZES, graph_growths, graph_plan
 from experiments.benchmark_report import Row, table
 from experiments.measure import LEAST, peak_above, spread, timed
 
@@ -63,6 +65,7 @@ def test_the_peak_counts_what_is_made_and_what_a_step_takes() -> None:
 
 def test_the_oracle_accepts_the_layers() -> None:
     errors = [benchmark_oracle.check_static(), benchmark_oracle.check_hyper(), benchmark_rigl.check_rigl()]
+    errors.append(benchmark_graphs.check_graphs())
     errors += map(benchmark_oracle.check_gaussian, ("all", "tuple"))
     assert max(errors) <= benchmark_oracle.TOLERANCE
 
@@ -93,6 +96,8 @@ def test_a_case_survives_the_command_line(case: Case) -> None:
         Case("hyper", "bytes", **TINY),
         Case("rigl", "ratio", density=0.1, every=1, rival="masked_rigl", **TINY),
         Case("rigl", "bytes", density=0.1, every=2, **TINY),
+        Case("graphs", "seconds", **TINY),
+        Case("graphs", "bytes", **TINY),
     ],
     ids=lambda case: f"{case.layer}-{case.figure}-{case.rival}",
 )
@@ -195,6 +200,40 @@ def test_rigl_beside_the_masked_one() -> None:
     assert benchmark.rigl_ratios(rows[:1], quick=False) == []
 
 
+def test_a_graph_has_ten_different_edges_a_node() -> None:
+    for n, entries in ((7, 49), (40, 400)):
+        graph = benchmark_graphs.random_graph(n).check("refuse")
+        assert graph.entries == entries and graph.sizes.tolist() == [[n, n]]
+
+
+def test_a_step_on_a_graph_trains_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = benchmark_graphs.edge_layer()
+    monkeypatch.setattr(benchmark_graphs, "edge_layer", lambda: layer)
+    step = benchmark_graphs.graph_step(20)
+    step()
+    first = layer.wiring.offset.detach().clone()
+    step()
+    assert not torch.equal(first, layer.wiring.offset)
+
+
+def test_the_oracle_finds_a_graph_layer_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_graphs, "sparse_loss", lambda y, target: 1.01 * sparse_loss(y, target))
+    with pytest.raises(AssertionError, match="off by"):
+        benchmark_graphs.check_graphs()
+
+
+def test_growth_by_the_number_of_edges() -> None:
+    rows = [replace(row, **dict.fromkeys(SPREAD, 10.0 * row.size)) for row, _ in graph_plan(SIZES)]
+    found = {row.name: row for row in graph_growths(rows, quick=False)}
+    assert {found[f"graphs_{n}_{kind}_each"].median for n in SIZES for kind in ("seconds", "bytes")} == {1.0}
+    growth = [found[name] for name in ("graphs_time_growth", "graphs_memory_growth")]
+    assert [(row.median, row.ok) for row in growth] == [(1.0, True)] * 2
+    rows[-1] = replace(rows[-1], median=3 * rows[-1].size * 10.0)
+    assert graph_growths(rows, quick=False)[-1].ok is False
+    assert graph_growths(rows[:2], quick=True)[-1].name == "graphs_1000_bytes_each"
+    assert "µs" in table(list(found.values()))
+
+
 def test_the_oracle_finds_a_rewiring_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_rigl, "sparse_step", lambda layer, every: _forgetful(layer))
     with pytest.raises(AssertionError, match="off by"):
@@ -236,9 +275,7 @@ def in_process(case: Case) -> dict[str, Any]:
     return dict(json.loads(json.dumps(benchmark_cases.run(case))))
 
 
-def test_a_quick_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(benchmark, "spawn", in_process)
     assert main(["benchmark", "--quick", "--out", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
