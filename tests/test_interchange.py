@@ -342,3 +342,26 @@ def test_an_edge_layer_takes_what_other_packages_hold() -> None:
     for stored in (x.to_coo(), x.to_scipy(), x.to_edge_index()):
         found = layer(stored)
         assert torch.equal(found.indices, wanted.indices) and torch.equal(found.values, wanted.values)
+
+
+SMALL = {
+    "no edges": torch.zeros(3, 3),
+    "a batch without edges": torch.zeros(2, 3, 3),
+    "no graphs": torch.zeros(0, 3, 3),
+    "one node": torch.eye(1),
+    "one edge": torch.tensor([[0.0, 1.0], [0.0, 0.0]]),
+    "nodes apart": torch.diag(torch.tensor([1.0, 0.0, 0.0, 1.0])),
+}
+
+
+@pytest.mark.parametrize("graph", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sites", ["entry", "path"])
+def test_an_edge_layer_takes_the_smallest_graphs(graph: Tensor, training: bool, sites: str) -> None:
+    layer = EdgeLayer(EdgeWiring(sites=sites)).train(training)
+    x = as_sparse_batch(graph)
+    found = layer(x)
+    assert torch.equal(found.sizes, x.sizes)
+    assert found.check("refuse").entries == 0 or x.entries > 0
+    found.values.sum().backward()
+    assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in layer.parameters())

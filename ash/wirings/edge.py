@@ -260,15 +260,15 @@ class EdgeWiring(nn.Module):
         points, alive = self._points(tuples)
         weights = point_weights(
             self.kernel,
-            points.reshape(s * t, -1, r),
-            alive.reshape(s * t, -1),
+            points.flatten(0, 1),
+            alive.flatten(0, 1),
             tuples.anchors.reshape(s * t, 1, r),
             tuples.residuals.reshape(s * t, 1, r),
             tuples.scales.reshape(s * t, 1, 1),
             tuples.values.reshape(s * t, 1),
             extent=self.length,
         )
-        return points, weights.reshape(s, t, -1)
+        return points, weights.unflatten(0, (s, t))
 
     def _points(self, tuples: IndexTuples) -> tuple[Int64[Tensor, "s t m r"], Bool[Tensor, "s t m"]]:
         s, t, r = tuples.anchors.shape
@@ -286,7 +286,7 @@ class EdgeWiring(nn.Module):
     def _at(self, sites: Sites, points: Tensor, values: Tensor, x: SparseBatch) -> EdgeWeight:
         """The weight whose entries are at the nodes that the points stand for, where these are present."""
         s, t, m, r = points.shape
-        nodes = [sites.candidates.gather(1, points[..., j].reshape(s, -1)) for j in range(r)]
+        nodes = [sites.candidates.gather(1, points[..., j].flatten(1)) for j in range(r)]
         indices = torch.stack([node.flatten() for node in nodes], 1)
         weight = EdgeWeight(sites.entry.repeat_interleave(t * m), indices, values.flatten(), self._out_sizes(x), x)
         if not self.neighbours:
