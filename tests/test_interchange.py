@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -199,6 +199,7 @@ def test_only_matrices_become_matrices() -> None:
         wide.to_scipy()
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 12))
 def test_edge_index_there_and_back(nodes: list[int], n: int) -> None:
     sizes = torch.tensor(nodes).unsqueeze(1).expand(-1, 2)

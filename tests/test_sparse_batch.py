@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ash import SparseBatch, UserError
@@ -71,6 +71,7 @@ def test_an_empty_graph_is_a_batch():
     assert empty.coalesce().entries == 0 and empty.to_dense().sum() == 0
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3), st.integers(0, 15))
 def test_coalesced_is_sorted_and_the_same_tensors(sizes, n):
     shapes = torch.tensor(sizes)
