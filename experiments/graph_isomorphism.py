@@ -1,4 +1,47 @@
-"""DOC"""
+"""Whether two graphs are isomorphic: adaptive layers make a vector of each, a learned threshold on distance decides.
+
+A layer's input holds the numbers of u at every edge (u, v). Its wiring looks at every path of two edges u-v-w, and says
+to which of the three nodes those numbers go (pointers) and with what weight, which may depend on degrees, on what
+earlier layers have found out about the nodes, and on whether w is u or linked to u. Two such layers, a small network
+of each node after each, and a sum over the nodes make 16 numbers of a graph. The logit of being isomorphic is a slope
+times (threshold - log distance), both learned, and the loss is the cross-entropy over training pairs of six kinds
+(`experiments.graph_pairs`), half of them isomorphic.
+
+What this shows and what it does not. The vector is invariant by construction: isomorphic graphs differ by the rounding
+of float32 alone, so that no training is needed to call them isomorphic, and generalisation is not in question as it
+would be for a network that had to learn invariance. What is learned, from training pairs only, is to keep graphs apart:
+in regular ones a fresh network, whose wirings emit the same for every path and so count walks, sees nothing at all, and
+what it sees in near misses can be as small as the noise. Where the noise ends is learned, too: the threshold. Beside
+the network stand a fresh one, with the threshold that is best on the training pairs (`untrained`); equal degrees; and
+equal Weisfeiler-Leman hashes (five rounds), which tell all kinds but regular graphs and need no learning. In strongly
+regular graphs these layers can see nothing: each edge is in as many triangles, any two nodes have as many common
+neighbours. They are in the test set for that, and not among the near misses.
+
+Seeds 100, 101 and 102 (`python -m experiments graphs --task isomorphism --seed 100`), accuracies in percent:
+
+| | near misses | near misses four times as large | regular | strongly regular |
+|---|---|---|---|---|
+| network | 99.4, 100, 100 | 93.3, 96.7, 100 | 100, 100, 100 | 50, 50, 50 |
+| untrained | 95.0, 99.4, 99.4 | 51.7, 51.7, 60.0 | 50, 50, 50 | 50, 50, 50 |
+| Weisfeiler-Leman | 100, 100, 100 | 100, 100, 100 | 50, 50, 50 | 50, 50, 50 |
+| degrees | 50, 50, 50 | 50, 50, 50 | 50, 50, 50 | 50, 50, 50 |
+
+with 4,170 numbers learned, and a minute and a half of training each on a core shared with several programs. All other
+kinds are judged rightly (degrees: 93 to 97 with one link elsewhere). Each of the network's errors is a pair of
+cospectral graphs at a distance of 0.003 to 0.01, below the threshold, which training has put at 0.011; isomorphic ones
+stay below 0.0003. With `--isomorphism.sites entry`, where wirings look at edges alone, seed 100 has 96.1 of the near
+misses and 50 of the regular graphs, the untrained network 50 of both.
+
+Keys of summary.json: `accuracy`, of the near-miss set (`swaps`, `one_swap`, `cospectral` in equal parts, held-out, half
+of the pairs isomorphic), the network rounded; `accuracy_sampled`, of the network as trained; `accuracy_larger`, on
+near misses four times as large; `accuracy_by_kind`; `baselines` (`degree_sequence`, `weisfeiler_lehman`, `untrained`),
+each with the same three; `threshold`, a distance, beside the largest distance of isomorphic pairs and the least
+of others in the near-miss set (`largest_isomorphic`, `least_different`); `test_pairs`, how many of each kind (none of
+their graphs is isomorphic to a training graph); `stored_numbers`, all that the model learns; `training_seconds`.
+
+Files: `isomorphism.md`, the accuracies by kind; `distances.png`, of the test pairs by kind; `pair.png`, the first pair
+that is judged wrongly, or a near miss where there is none; `accuracy.png` (validation).
+"""
 
 from __future__ import annotations
 

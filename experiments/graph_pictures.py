@@ -60,7 +60,7 @@ def _draw(ax: Any, panel: Panel) -> None:
             labelcolor=INK,
             handletextpad=0.2,
         )
-    ax.set_aspect("equal")
+    ax.set_aspect("equal", adjustable="datalim")
     ax.set_axis_off()
 
 

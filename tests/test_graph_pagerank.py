@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ash import EdgeWiring, UserError
+from experiments import graph_rank_baselines
 from experiments import graph_ranks as ranks
 from experiments.__main__ import main
 from experiments.graph_data import make, to_batch
@@ -223,3 +224,42 @@ def test_options_that_do_not_fit(
 ) -> None:
     assert start(tmp_path, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+# --- layers with a fixed weight --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", graph_rank_baselines.MAKERS)
+def test_a_fixed_layer_gives_each_seed_the_ranks_of_its_own_input(name: str) -> None:
+    graphs = make("er", 2, 12, 24, np.random.default_rng(0))
+    batch, seeds = to_batch(graphs), torch.tensor([[0, 5, 5], [3, 1, 2]])
+    model, stored = graph_rank_baselines.MAKERS[name](12, 10)
+    with torch.no_grad():
+        for p in model.layer.parameters():
+            p.add_(0.1 * torch.randn(p.shape))
+    found = model.eval()(batch, seeds)
+    assert found.shape == (24, 3) and stored == {"dense": 13 * 12 * 12, "gaussian": 2 * 13 * 12}[name]
+    x = torch.zeros(1, 13, 12)
+    x[0, :12] = batch.to_dense()[1]
+    x[0, 12, 1] = 1.0
+    torch.testing.assert_close(found[12:, 1], model.layer(x)[0])
+    torch.testing.assert_close(found[:12, 1], found[:12, 2])
+    assert not torch.equal(found[:12, 0], found[:12, 1])
+
+
+def test_a_fixed_layer_learns() -> None:
+    each = case(some_graphs()[1:], 2, torch.Generator().manual_seed(0))
+    for name, maker in graph_rank_baselines.MAKERS.items():
+        model, _ = maker(40, 20)
+        before = float(distance(model.eval()(*each[:2]).detach(), each))
+        graph_rank_baselines.train(name, model.train(), 20, lambda m: distance(m(*each[:2]), each), lambda: None)
+        assert float(distance(model(*each[:2]).detach(), each)) < 0.97 * before
+
+
+def test_fixed_layers_stand_beside_where_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("show", "curves"):
+        monkeypatch.setattr(f"experiments.graph_pagerank.{name}", lambda *_, **__: None)
+    assert start(tmp_path, "--quick", "--baselines", "--steps", 1) == 0
+    found = content(tmp_path)["baselines"]
+    assert set(found) == {"degree", "neighbours", "power", "dense", "gaussian"}
+    assert found["dense"]["stored_numbers"] == 33 * 32 * 32 and found["dense"]["overlap_larger"] is None
