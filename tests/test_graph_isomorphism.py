@@ -18,7 +18,7 @@ from ash import UserError
 from experiments import graph_learning
 from experiments.__main__ import main
 from experiments.graph_data import make, to_batch
-from experiments.graph_isomorphism import Judge, Options, best_threshold, encode, table
+from experiments.graph_isomorphism import Judge, Options, Task, best_threshold, encode, table
 from experiments.graph_pairs import (
     DRAWN,
     KINDS,
@@ -230,6 +230,20 @@ def test_the_table_has_a_row_for_everything_that_judges() -> None:
 # --- runs ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pairs are drawn once for all runs of a test, which have the same options."""
+    made: list[Task] = []
+
+    def once(options: Any, device: torch.device) -> Task:
+        if not made:
+            made.append(Task(options, device))
+        return made[0]
+
+    monkeypatch.setattr("experiments.graph_isomorphism.Task", once)
+
+
+@pytest.mark.usefixtures("one_task")
 def test_a_run_that_stops_goes_on_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("show", "curves"):
         monkeypatch.setattr(f"experiments.graph_isomorphism.{name}", lambda *_, **__: None)
