@@ -15,6 +15,7 @@ from ash.count import count
 from ash.diagnose import diagnose
 from ash.distributions import LayerSize, allot
 from ash.edge_hypernets import EdgeHypernetwork
+from ash.edge_weight import EdgeWeight
 from ash.edge_index import EdgeIndex
 from ash.glimpses import ConvLocator, glimpse_wiring
 from ash.growth import DenseGradient, Factors, Score
@@ -44,11 +45,12 @@ from ash.weight import SparseWeight
 from ash.wirings.base import RewireReport, Wiring
 from ash.wirings.choice import TopKBudget
 from ash.wirings.dynamic import DynamicWiring, RigLWiring, SETWiring
-from ash.wirings.edge import EdgeWeight, EdgeWiring
+from ash.wirings.edge import EdgeWiring
 from ash.wirings.exchanging import DSRWiring, SNFSWiring
 from ash.wirings.gates import GateWiring, HardConcreteGate
 from ash.wirings.gaussian import GaussianWiring
 from ash.wirings.hyper import HyperWiring
+from ash.wirings.positions import PositionWiring
 from ash.wirings.rescue import Rescue
 from ash.wirings.static import StaticWiring
 from ash.wirings.top_k import TopKWiring
@@ -94,6 +96,7 @@ __all__ = [
     "NodeGraph",
     "PairHypernetwork",
     "PermutationWiring",
+    "PositionWiring",
     "Quicksort",
     "RankHypernetwork",
     "Reconstruction",

@@ -5,26 +5,28 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ash.checks import check_finite, require
+from ash.edge_weight import EdgeWeight
 from ash.interchange import SparseInput, as_sparse_batch
 from ash.sparse_batch import SparseBatch
-from ash.wirings.edge import EdgeWiring
+from ash.wirings.edge_base import AdjacencyWiring
 
 
 class EdgeLayer(nn.Module):
-    """y = W(x) · x for sparse graphs x, with a sparse weight that an `EdgeWiring` makes from the graph itself.
+    """y = W(x) · x for sparse graphs x, with a sparse weight that a wiring makes from the graph itself.
 
     Nothing costs more than the sites of the graph, and no tensor of n² or n⁴ positions is ever made.
 
     Args:
-        wiring: what makes the weight.
+        wiring: an `EdgeWiring` or a `PositionWiring`.
 
     Raises `UserError` for input that is no batch of graphs, with an index outside, or NaN or infinite values;
     `layer.check_input = False` leaves the look at the contents out.
     """
 
-    def __init__(self, wiring: EdgeWiring):
+    def __init__(self, wiring: AdjacencyWiring):
         super().__init__()
-        require(isinstance(wiring, EdgeWiring), f"a wiring of type {type(wiring).__name__}; expected an EdgeWiring.")
+        fits = isinstance(wiring, AdjacencyWiring)
+        require(fits, f"a wiring of type {type(wiring).__name__}; expected an EdgeWiring or a PositionWiring.")
         self.wiring, self.check_input = wiring, True
 
     def forward(self, x: SparseInput, nodes: Tensor | None = None) -> SparseBatch:
@@ -43,7 +45,12 @@ class EdgeLayer(nn.Module):
         ids = x.ids
         if not bool((ids[1:] > ids[:-1]).all()):
             x = x.coalesce()
-        return self.wiring(x, nodes).contract(x)
+        weight: EdgeWeight = self.wiring(x, nodes)
+        return weight.contract(x)
+
+    def guide(self, x: SparseBatch, prediction: SparseBatch, target: SparseBatch) -> None:
+        """Tell the wiring after a batch what came out of x and what should have; some look there the next time."""
+        self.wiring.guide(x, prediction, target)
 
     def reset_parameters(self) -> None:
         """A new wiring, as when the layer was made."""

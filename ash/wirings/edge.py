@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ash.checks import check_finite, choose, positive, require
 from ash.edge_hypernets import EdgeHypernetwork
+from ash.edge_weight import EdgeWeight
 from ash.emission import DirectMeans, Layout
 from ash.kernels import Kernel, get_kernel
 from ash.sampling import Sampling, duplicates, generator_from, new_seed, sample_points
@@ -20,6 +21,7 @@ from ash.shares import SMALLEST, point_weights
 from ash.sites import Sites, entry_sites, feature_count, path_sites
 from ash.sparse_batch import SparseBatch
 from ash.tuples import IndexTuples
+from ash.wirings.edge_base import AdjacencyWiring
 
 EdgeHypernetworkFactory = Callable[[int, int, int], nn.Module]
 
@@ -30,48 +32,7 @@ _VALUES = {"emitted": (1, True), "shared": (1, False), "ones": (0, False)}
 _SITES = ("entry", "path")
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeWeight:
-    """A weight tensor for every graph of a batch, of which each entry multiplies one stored entry of the input.
-
-    Attributes:
-        source: `(p,)`, int64, number of the input's entry; never decreasing.
-        indices: `(p, out_rank)`, int64, position in the output; entries at the same position add up.
-        values: `(p,)`; gradients pass through them.
-        out_sizes: `(b, out_rank)`, int64, the output's shape.
-        x: the input whose entries are multiplied.
-    """
-
-    source: Int64[Tensor, " p"]
-    indices: Int64[Tensor, "p r"]
-    values: Float[Tensor, " p"]
-    out_sizes: Int64[Tensor, "b r"]
-    x: SparseBatch
-
-    def contract(self, x: SparseBatch) -> SparseBatch:
-        """Weight · x, every position once; gradients reach the weight's values and the input's.
-
-        Args:
-            x: the input that the weight was made for, or one with other values at the same entries; channels share
-                the weight.
-        """
-        require(
-            x.entries == self.x.entries and len(x) == len(self.x),
-            f"{x.entries} entries of {len(x)} graphs for a weight that was made for {self.x.entries} of {len(self.x)}; "
-            "expected the input that it was made for.",
-        )
-        weights = self.values.reshape(-1, *[1] * (x.values.dim() - 1))
-        values = weights * x.values.index_select(0, self.source)
-        return SparseBatch(x.instance[self.source], self.indices, values, self.out_sizes).coalesce()
-
-    def as_batch(self) -> SparseBatch:
-        """The weight itself, of rank out_rank + 2, output dimensions first; `to_dense()` is for small graphs."""
-        indices = torch.cat([self.indices, self.x.indices[self.source]], 1)
-        sizes = torch.cat([self.out_sizes, self.x.sizes], 1)
-        return SparseBatch(self.x.instance[self.source], indices, self.values, sizes)
-
-
-class EdgeWiring(nn.Module):
+class EdgeWiring(AdjacencyWiring):
     """Each site of a graph emits t index tuples that say where in the output its entry goes, and with what value.
 
     The input columns of a site's tuples are fixed: its entry. The output columns are learned as pointers,
@@ -94,7 +55,9 @@ class EdgeWiring(nn.Module):
         sites: `"entry"` or `"path"`. neighbours: see `entry_sites`.
         node_features, channels: how many of each the input has.
         values: `"emitted"`, `"shared"` (one for each of the t tuples), or `"ones"`.
-        scale: of all tuples, in positions of the list; a number or a schedule of the optimizer's steps.
+        scale: of all tuples, in positions of the list; a number or a schedule of the optimizer's steps. By default
+            from twice the list's length to 0.1 within 200 steps: at first all positions have nearly equal shares, and
+            the gradient says which way the wanted ones lie; a narrow start fails where many points coincide.
         kernel: as in `StochasticWiring`. sampling: of points; None takes them all where they are few.
         positions: `(t, out_rank)`, initial means instead of random ones.
         generator: for the initial means; torch's default one otherwise.
@@ -117,7 +80,6 @@ class EdgeWiring(nn.Module):
         t: int = 1,
         *,
         out_rank: int = 2,
-        output: str = "pointers",
         sites: str = "entry",
         neighbours: int = 0,
         node_features: int = 0,
@@ -133,7 +95,6 @@ class EdgeWiring(nn.Module):
     ):
         super().__init__()
         choose("kind of site", sites, dict.fromkeys(_SITES))
-        choose("kind of output", output, {"pointers": True})
         positive("t", t)
         positive("out_rank", out_rank)
         require(not (neighbours and sites == "path"), f"neighbours={neighbours} of paths; expected 0, they have none.")
@@ -145,7 +106,7 @@ class EdgeWiring(nn.Module):
             self.sampling = Sampling()
         if self.sampling is not None:
             self.sampling.check(out_rank)
-        self.scale = Anneal(max(1.0, self.length / 2), 0.1, 200) if scale is None else scale
+        self.scale = Anneal(2.0 * self.length, 0.1, 200) if scale is None else scale
         positive("scale", at(self.scale, 0))
         columns, emitted = choose("value scheme", values, _VALUES)
         self.layout = Layout(out_rank, 0, columns, False, emitted)

@@ -72,9 +72,14 @@ class Search(nn.Module):
         """Note the gradient whose largest entries are to become the proposals."""
         self._score = score
 
-    def keep(
-        self, which: Int64[Tensor, " j"], points: Int64[Tensor, "j m q"], wanted: Float[Tensor, "j m"]
-    ) -> None:
+    @torch.no_grad()
+    def propose(self, entries: Int64[Tensor, "g r"]) -> None:
+        """Take up proposals that were found in another way, at once; as many as there is room for."""
+        entries = entries[: len(self.proposals)]
+        self.proposals[: len(entries)] = entries
+        self.count.fill_(len(entries))
+
+    def keep(self, which: Int64[Tensor, " j"], points: Int64[Tensor, "j m q"], wanted: Float[Tensor, "j m"]) -> None:
         """Note the points of the tuples `which` where `wanted` is largest."""
         best = wanted.topk(self.kept.shape[1], dim=-1).indices.unsqueeze(-1)
         if self._found is None:
