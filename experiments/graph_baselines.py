@@ -26,7 +26,7 @@ from experiments.runs import Run
 
 MOST = 1 << 30
 """Bytes that a dense layer may take in training."""
-LR, MEAN_LR = 1e-2, 0.1
+LR, MEAN_LR = 1e-2, 0.3
 
 
 class Dense(nn.Module):
@@ -59,7 +59,8 @@ def gaussian(options: Any) -> SparseLayer:
         (n, n),
         (n, n),
         template=Template.per_input((n, n), (n, n), each),
-        sampling=Sampling(True, 4, 4),
+        values="learned" if own.values == "emitted" else "ones",
+        sampling=Sampling(True, 16, 4),
         scale=n / 4,
         scale_floor=0.3,
         scale_ceiling=Anneal(n / 4, 0.3, max(1, 2 * steps // 3)),

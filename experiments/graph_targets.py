@@ -59,6 +59,11 @@ def _two_hop(graph: SparseBatch) -> SparseBatch:
     return made.to(graph.values.device).coalesce()
 
 
+def new_numbers(nodes: int, seed: int) -> Int64[Tensor, " n"]:
+    """The permutation of a seed: the new number of every node."""
+    return torch.from_numpy(np.random.default_rng([seed, nodes]).permutation(nodes))
+
+
 def relabel(order: Int64[Tensor, " n"], x: SparseBatch) -> SparseBatch:
     """Node u becomes node order[u]."""
     return SparseBatch(x.instance, order.to(x.instance.device)[x.indices], x.values, x.sizes).coalesce()
@@ -66,9 +71,8 @@ def relabel(order: Int64[Tensor, " n"], x: SparseBatch) -> SparseBatch:
 
 def transform(task: str, nodes: int, seed: int) -> Transform:
     """The transform that a task is to learn; `relabel` takes its permutation of `nodes` from the seed."""
-    order = torch.from_numpy(np.random.default_rng([seed, nodes]).permutation(nodes))
     known: dict[str, Transform] = {"identity": identity, "reverse": reverse, "symmetric": symmetric}
-    return (known | {"two_hop": two_hop, "relabel": partial(relabel, order)})[task]
+    return (known | {"two_hop": two_hop, "relabel": partial(relabel, new_numbers(nodes, seed))})[task]
 
 
 def oriented(graph: networkx.Graph[int]) -> networkx.DiGraph[int]:

@@ -5,43 +5,26 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-
-from ash import Anneal, SparseBatch
-from ash.edge_hypernets import EdgeHypernetwork
-from ash.layers.edge import EdgeLayer
-from ash.wirings.edge import EdgeWiring
+from ash import Anneal, EdgeHypernetwork, EdgeLayer, EdgeWiring, PositionWiring
 
 
-class GraphNet(nn.Module):
-    """One `EdgeLayer`, and what it is told of the nodes.
-
-    Args:
-        layer: the layer.
-    """
-
-    def __init__(self, layer: EdgeLayer):
-        super().__init__()
-        self.layer = layer
-
-    def nodes(self, x: SparseBatch) -> Tensor | None:
-        """Features of the nodes of all graphs, or None."""
-        return None
-
-    def forward(self, x: SparseBatch) -> SparseBatch:
-        """Graphs -> graphs of as many nodes."""
-        y: SparseBatch = self.layer(x, self.nodes(x))
-        return y
-
-
-def make_net(options: Any) -> GraphNet:
+def make_layer(options: Any) -> EdgeLayer:
     """The layer for a task; options are resolved."""
     own = options.transform
+    if options.task == "relabel":
+        return EdgeLayer(PositionWiring(options.nodes))
     wiring = EdgeWiring(
         partial(EdgeHypernetwork, hidden=own.hidden),
         own.tuples,
         sites="path" if options.task == "two_hop" else "entry",
         values=own.values,
-        scale=Anneal(own.scale, own.scale_end, max(1, options.steps // 2)),
+        scale=Anneal(own.scale, own.scale_end, max(1, 2 * options.steps // 3)),
     )
-    return GraphNet(EdgeLayer(wiring))
+    return EdgeLayer(wiring)
+
+
+def stored_numbers(layer: EdgeLayer) -> int:
+    """What has to be kept for inference: a rounded position for every node, or the perceptron and its offset."""
+    if isinstance(layer.wiring, PositionWiring):
+        return layer.wiring.nodes
+    return sum(p.numel() for p in layer.parameters())

@@ -12,42 +12,42 @@ Keys of `summary.json` are told by those modules, beside `task`. The same graphs
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from ash.checks import choose, positive
+from ash.checks import positive
+from experiments import graph_isomorphism, graph_pagerank, graph_transforms, graph_vae
 from experiments.evaluation import kept_apart
 from experiments.runs import Run, RunOptions
 
-__all__ = ["FAMILIES", "TASKS", "Options", "run"]
+__all__ = ["MODULES", "TASKS", "Options", "run"]
 
-Task = Literal["identity", "reverse", "symmetric", "two_hop", "relabel", "pagerank", "isomorphism", "vae"]
-FAMILIES = {"transform": "graph_transforms", "pagerank": "graph_pagerank", "isomorphism": "graph_isomorphism",
-            "vae": "graph_vae"}  # fmt: skip
-"""Family of tasks, which names its options on the command line, and its module: it has a dataclass `Options`, a
-function `run(options, run)` that gets all options, and may have `resolved(options)`, which completes them."""
+MODULES: dict[str, ModuleType] = {
+    "identity": graph_transforms,
+    "reverse": graph_transforms,
+    "symmetric": graph_transforms,
+    "two_hop": graph_transforms,
+    "relabel": graph_transforms,
+    "pagerank": graph_pagerank,
+    "isomorphism": graph_isomorphism,
+    "vae": graph_vae,
+}
+"""The module of every task: it has a dataclass `Options`, a function `run(options, run)` that is given all options,
+and `resolved(options)`, which completes them."""
 
-
-def _families() -> dict[str, ModuleType]:
-    there = {name: f"experiments.{module}" for name, module in FAMILIES.items()}
-    found = {name: importlib.import_module(path) for name, path in there.items() if importlib.util.find_spec(path)}
-    return {name: module for name, module in found.items() if hasattr(module, "run")}
-
-
-_MODULES = _families()
+TASKS: dict[str, Callable[[Any, Run], dict[str, object]]] = {task: module.run for task, module in MODULES.items()}
 
 
 @dataclass(kw_only=True)
-class GraphOptions(RunOptions):
-    """Options of all tasks."""
+class Options(RunOptions):
+    """Options of all tasks, and of each family of tasks."""
 
-    task: Task = "identity"
+    task: Literal["identity", "reverse", "symmetric", "two_hop", "relabel", "pagerank", "isomorphism", "vae"] = (
+        "identity"
+    )
     """What is learned."""
     nodes: int | None = None
     """Nodes of a graph; each task has its own number."""
@@ -57,36 +57,22 @@ class GraphOptions(RunOptions):
     """Train what stands beside it, too."""
     evaluate: Path | None = None
     """Folder of a run of the same task and options: judge what it has trained, and train nothing."""
+    transform: graph_transforms.Options = field(default_factory=graph_transforms.Options)
+    pagerank: graph_pagerank.Options = field(default_factory=graph_pagerank.Options)
+    isomorphism: graph_isomorphism.Options = field(default_factory=graph_isomorphism.Options)
+    vae: graph_vae.Options = field(default_factory=graph_vae.Options)
 
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change | {"evaluate"}
+    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"steps"} | {"evaluate"}
+    """One schedule spans the run, so that another number of steps is another run."""
 
-    def resolved(self) -> GraphOptions:
+    def resolved(self) -> Options:
         """The options with what depends on the task decided. Raises `UserError` for impossible ones."""
         for name in ("nodes", "steps"):
             positive(f"--{name}", 1 if getattr(self, name) is None else getattr(self, name))
-        completes = getattr(_MODULES.get(family(self.task)), "resolved", None)
-        chosen = kept_apart(self, self.evaluate)
-        return chosen if completes is None else completes(chosen)
+        chosen: Options = MODULES[self.task].resolved(kept_apart(self, self.evaluate))
+        return chosen
 
 
-Options = dataclasses.make_dataclass(
-    "Options",
-    [(name, module.Options, field(default_factory=module.Options)) for name, module in _MODULES.items()],
-    bases=(GraphOptions,),
-    kw_only=True,
-)
-
-
-def family(task: str) -> str:
-    """The family that a task belongs to."""
-    return task if task in FAMILIES else "transform"
-
-
-TASKS: dict[str, Callable[[Any, Run], dict[str, object]]] = {
-    task: _MODULES[family(task)].run for task in get_args(Task) if family(task) in _MODULES
-}
-
-
-def run(options: Any, run: Run) -> dict[str, object]:
+def run(options: Options, run: Run) -> dict[str, object]:
     """Run the task that the options name; the keys of its summary."""
-    return {"task": options.task, **choose("task", options.task, TASKS)(options, run)}
+    return {"task": options.task, **TASKS[options.task](options, run)}

@@ -70,7 +70,8 @@ def test_real_graphs_have_the_nodes_of_a_permutation_or_stay_away() -> None:
 @pytest.mark.parametrize("task", ["identity", "reverse", "symmetric"])
 def test_a_transform_is_learned_in_a_second(task: str) -> None:
     learner = Learner(options(task, nodes=16, steps=60, quick=False, counts=(12, 3, 3), batch=4, larger=2), CPU)
-    assert learner.judge(learner.data.test)["f1"] < 1
+    # At first a tuple points anywhere but at the edge's own entry, so that a reversal may be there from the start.
+    assert task == "reverse" or learner.judge(learner.data.test)["f1"] < 1
     for step in range(60):
         learner.train_step(step)
     assert learner.judge(learner.data.test) | {"loss": 0} == {
@@ -87,7 +88,7 @@ def test_at_first_nothing_points_at_an_edges_own_entry() -> None:
     for seed in range(5):
         torch.manual_seed(seed)
         learner = Learner(options("symmetric"), CPU)
-        found = look(learner.net, learner.data.test.x[0])["pointed"]
+        found = look(learner.layer, learner.data.test.x[0])["pointed"]
         assert found.shape == (2, 2, 2) and found[:, 0, 1].sum() == 0
         assert found.sum((1, 2)).tolist() == [1, 1]
 
@@ -100,8 +101,15 @@ def test_values_of_paths_are_told_apart_by_where_they_lead() -> None:
         raw[:, 0, 2] = features[:, 2] + 10 * features[:, 3]  # whether w = u, and whether (u, w) is an edge
         return raw
 
-    learner.net.layer.wiring.hypernetwork.forward = emit
-    assert look(learner.net, learner.data.test.x[0])["values"].tolist() == [2, 11, 1]
+    learner.layer.wiring.hypernetwork.forward = emit
+    assert look(learner.layer, learner.data.test.x[0])["values"].tolist() == [2, 11, 1]
+
+
+def test_a_relabelling_is_drawn_and_stores_a_number_for_every_node(tmp_path: Path) -> None:
+    assert main(["graphs", "--task", "relabel", "--quick", "--nodes", "8", "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["stored_numbers"] == 8 and summary["f1_larger"] is None and "f1_karate" not in summary
+    assert (tmp_path / "pointers.png").stat().st_size > 0
 
 
 def test_a_dense_layer_stores_every_position() -> None:
