@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from ash.checks import choose, require
 from ash.hypernets import Activation
 
+EdgeHypernetworkFactory = Callable[[int, int, int], nn.Module]
+"""f(features, t, width) makes a module (features, graph of each site, number of graphs) -> (s, t, width)."""
+
 
 class MeanContext(nn.Module):
     """The mean over all sites of a graph of a learned function of each.
@@ -19,7 +22,7 @@ class MeanContext(nn.Module):
     Shapes: `(s, dim)`, numbers of graphs `(s,)` -> `(s, dim)`.
     """
 
-    def __init__(self, dim: int, inducing: int):
+    def __init__(self, dim: int):
         super().__init__()
         self.each = nn.Linear(dim, dim)
 
@@ -63,7 +66,15 @@ class InducedAttention(nn.Module):
         return y
 
 
-_CONTEXTS: dict[str, type[nn.Module] | None] = {"none": None, "mean": MeanContext, "attention": InducedAttention}
+def _no_context(dim: int, inducing: int) -> None:
+    return None
+
+
+_CONTEXTS: dict[str, Callable[[int, int], nn.Module | None]] = {
+    "none": _no_context,
+    "mean": lambda dim, inducing: MeanContext(dim),
+    "attention": InducedAttention,
+}
 
 
 class EdgeHypernetwork(nn.Module):
@@ -97,8 +108,7 @@ class EdgeHypernetwork(nn.Module):
         require(inducing >= 1, f"inducing={inducing}; expected at least 1 point.")
         self.t, self.width, self.features = t, width, features
         self.first = nn.Sequential(nn.Linear(features, hidden[0]), activation())
-        kind = choose("context of sites", context, _CONTEXTS)
-        self.context = None if kind is None else kind(hidden[0], inducing)
+        self.context = choose("context of sites", context, _CONTEXTS)(hidden[0], inducing)
         layers: list[nn.Module] = []
         for before, after in zip(hidden, hidden[1:], strict=False):
             layers += [nn.Linear(before, after), activation()]
@@ -118,3 +128,35 @@ class EdgeHypernetwork(nn.Module):
             x = x + self.context(x, instance, b)
         raw: Tensor = self.head(self.rest(x))
         return raw.unflatten(1, (self.t, self.width))
+
+
+def make_hypernetwork(given: nn.Module | EdgeHypernetworkFactory, features: int, t: int, width: int) -> nn.Module:
+    """A hypernetwork itself, or one made by its factory. Raises `UserError` where that makes something else."""
+    made = given if isinstance(given, nn.Module) else given(features, t, width)
+    require(isinstance(made, nn.Module), f"a hypernetwork of type {type(made).__name__}; expected an nn.Module.")
+    return made
+
+
+def emit(
+    hypernetwork: nn.Module,
+    features: Float[Tensor, "s f"],
+    instance: Int64[Tensor, " s"],
+    b: int,
+    each: tuple[int, int],
+) -> Float[Tensor, "s t width"]:
+    """What a hypernetwork emits for every site; raises `UserError` unless these are (t, width) = `each` numbers."""
+    raw: Tensor = hypernetwork(features, instance, b)
+    expected = (len(features), *each)
+    require(
+        tuple(raw.shape) == expected,
+        f"a hypernetwork that emits {tuple(raw.shape)}; expected (s, t, width) = {expected}.",
+    )
+    return raw
+
+
+def reset_parts(module: nn.Module) -> None:
+    """New parameters of a module, where its parts have `reset_parameters`."""
+    for part in module.modules():
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ash.checks import positive, require
+from ash.checks import choose, positive, require
 from ash.pattern import pointers
 from ash.sparse_batch import SparseBatch
 
@@ -97,8 +97,8 @@ class Adjacency:
 
 
 def feature_count(sites: str, channels: int = 1, node_features: int = 0) -> int:
-    """f, how many features the sites called `"entry"` or `"path"` have."""
-    ends, entries, extra = {"entry": (2, 1, 2), "path": (3, 2, 3)}[sites]
+    """f, how many features the sites called `"entry"` or `"path"` have; `UserError` for others."""
+    ends, entries, extra = choose("kind of site", sites, {"entry": (2, 1, 2), "path": (3, 2, 3)})
     return entries * channels + extra + ends * (2 + node_features)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from ash.checks import check_finite, choose, positive, require
-from ash.edge_hypernets import EdgeHypernetwork
+from ash.edge_hypernets import EdgeHypernetwork, EdgeHypernetworkFactory, emit, make_hypernetwork, reset_parts
 from ash.edge_weight import EdgeWeight
 from ash.emission import DirectMeans, Layout
 from ash.kernels import Kernel, get_kernel
@@ -21,18 +19,16 @@ from ash.shares import SMALLEST, point_weights
 from ash.sites import Sites, entry_sites, feature_count, path_sites
 from ash.sparse_batch import SparseBatch
 from ash.tuples import IndexTuples
+from ash.wirings.counting import CountsSteps
 from ash.wirings.edge_base import AdjacencyWiring
-
-EdgeHypernetworkFactory = Callable[[int, int, int], nn.Module]
 
 FEW = 16
 """Up to so many positions in its list a tuple takes them all as points: as cheap as drawing some, and no noise."""
 
 _VALUES = {"emitted": (1, True), "shared": (1, False), "ones": (0, False)}
-_SITES = ("entry", "path")
 
 
-class EdgeWiring(AdjacencyWiring):
+class EdgeWiring(AdjacencyWiring, CountsSteps):
     """Each site of a graph emits t index tuples that say where in the output its entry goes, and with what value.
 
     The input columns of a site's tuples are fixed: its entry. The output columns are learned as pointers,
@@ -71,8 +67,6 @@ class EdgeWiring(AdjacencyWiring):
     """
 
     base: Tensor
-    step: Tensor
-    _seen: Tensor | None
 
     def __init__(
         self,
@@ -94,43 +88,36 @@ class EdgeWiring(AdjacencyWiring):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        choose("kind of site", sites, dict.fromkeys(_SITES))
-        positive("t", t)
-        positive("out_rank", out_rank)
-        require(not (neighbours and sites == "path"), f"neighbours={neighbours} of paths; expected 0, they have none.")
         self.t, self.out_rank, self.sites, self.neighbours = t, out_rank, sites, neighbours
-        self.node_features, self.channels = node_features, channels
+        self.features = feature_count(sites, channels, node_features)
         self.length = 3 if sites == "path" else 2 + neighbours
-        self.kernel, self.sampling = get_kernel(kernel), sampling
-        if sampling is None and self.length**out_rank > FEW:
-            self.sampling = Sampling()
-        if self.sampling is not None:
-            self.sampling.check(out_rank)
+        few = self.length**out_rank <= FEW
+        self.kernel, self.sampling = get_kernel(kernel), Sampling() if sampling is None and not few else sampling
+        self._check_options()
         self.scale = Anneal(2.0 * self.length, 0.1, 200) if scale is None else scale
         positive("scale", at(self.scale, 0))
         columns, emitted = choose("value scheme", values, _VALUES)
         self.layout = Layout(out_rank, 0, columns, False, emitted)
         self.means = DirectMeans()
-        features = feature_count(sites, channels, node_features)
-        made = hypernetwork
-        if not isinstance(made, nn.Module):
-            made = made(features, t, self.layout.width)
-        require(isinstance(made, nn.Module), f"a hypernetwork of type {type(made).__name__}; expected an nn.Module.")
-        self.hypernetwork: nn.Module = made.to(device=device, dtype=dtype)
+        self.hypernetwork = make_hypernetwork(hypernetwork, self.features, t, self.layout.width)
+        self.hypernetwork.to(device=device, dtype=dtype)
         self.offset = nn.Parameter(torch.zeros(t, self.layout.total, device=device, dtype=dtype))
         self.register_buffer("base", torch.zeros(t, out_rank, device=device, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("_seen", None, persistent=False)
-        self.register_state_dict_pre_hook(_before_saving)
-        self.register_load_state_dict_post_hook(_after_loading)
+        self._register_count()
         self._reset_offset(generator, positions)
+
+    def _check_options(self) -> None:
+        positive("t", self.t)
+        positive("out_rank", self.out_rank)
+        positive("neighbours", self.neighbours, zero=True)
+        free = self.sites == "entry" or not self.neighbours
+        require(free, f"neighbours={self.neighbours} of paths; expected 0, their candidates are u, v, w.")
+        if self.sampling is not None:
+            self.sampling.check(self.out_rank)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """New offsets, and a new hypernetwork where its parts have `reset_parameters`."""
-        for part in self.hypernetwork.modules():
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
-                reset()
+        reset_parts(self.hypernetwork)
         self._reset_offset(generator, None)
 
     @torch.no_grad()
@@ -145,27 +132,23 @@ class EdgeWiring(AdjacencyWiring):
         self.step.zero_()
         self._mark()
 
-    def _away(self, source: torch.Generator) -> Tensor:
-        """Means within a quarter of list positions that are not (0, 1), where the input's own entry is."""
-        places = list(itertools.product(range(min(self.length, 3)), repeat=self.out_rank))
-        places = [place for place in places if place != (0, 1)]
-        chosen = torch.randint(len(places), (self.t,), generator=source)
+    def _away(self, source: torch.Generator) -> Float64[Tensor, "t r"]:
+        """Means within a quarter of a list position, none of which is the input's own entry.
+
+        That stands at (0, 1), and wherever another candidate happens to be u or v; not at a (v, …), nor at a (…, u).
+        """
+        where = torch.randint(self.length, (self.t, self.out_rank), generator=source)
+        while self.out_rank == 2:
+            own = (where[:, 0] != 1) & (where[:, 1] != 0) & (where[:, 0] != where[:, 1])
+            if not own.any():
+                break
+            where[own] = torch.randint(self.length, (int(own.sum()), 2), generator=source)
         jitter = torch.rand(self.t, self.out_rank, generator=source, dtype=torch.float64) - 0.5
-        return torch.tensor(places, dtype=torch.float64)[chosen] + 0.5 * jitter
+        return where + 0.5 * jitter
 
-    # --- counting steps --------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _mark(self) -> None:
-        with torch.inference_mode(False):
-            self._seen = self.offset.detach().clone()
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Count the step that an optimizer has made; runs by itself before a forward pass or a `state_dict`."""
-        if self._seen is not None and not torch.equal(self.offset, self._seen):
-            self.step += 1
-            self._mark()
+    def _marker(self) -> Tensor | None:
+        own = self.offset
+        return own if type(own) is nn.Parameter and not own.is_inference() else None
 
     # --- from a graph to a weight ------------------------------------------------------------------------
 
@@ -181,16 +164,13 @@ class EdgeWiring(AdjacencyWiring):
 
     def _tuples(self, sites: Sites, x: SparseBatch) -> IndexTuples:
         features = sites.features.to(self.offset.dtype)
-        expected = feature_count(self.sites, self.channels, self.node_features)
         require(
-            features.shape[1] == expected,
+            features.shape[1] == self.features,
             f"{features.shape[1]} features of a site, of an input with values {tuple(x.values.shape)}; expected "
-            f"{expected}: the wiring is made for channels={self.channels} and node_features={self.node_features}.",
+            f"{self.features}; the wiring's channels and node_features say how many there are.",
         )
-        raw: Tensor = self.hypernetwork(features, x.instance[sites.entry], len(x))
-        shape = (len(sites), self.t, self.layout.width)
-        require(tuple(raw.shape) == shape, f"a hypernetwork that emits {tuple(raw.shape)}; expected (s, t, width) = "
-                                           f"{shape}.")  # fmt: skip
+        raw = emit(self.hypernetwork, features, x.instance[sites.entry], len(x), (self.t, self.layout.width))
+        shape = raw.shape
         check_finite(raw, self)
         means, _, values = self.layout.split(raw, self.offset)
         sizes = torch.full((self.out_rank,), float(self.length), dtype=torch.float64, device=raw.device)
@@ -264,11 +244,3 @@ class EdgeWiring(AdjacencyWiring):
             f"t={self.t}, out_rank={self.out_rank}, sites={self.sites!r}, length={self.length}, "
             f"kernel={self.kernel!r}, points={points}"
         )
-
-
-def _before_saving(wiring: EdgeWiring, *_: object) -> None:
-    wiring.settle()
-
-
-def _after_loading(wiring: EdgeWiring, _: object) -> None:
-    wiring._mark()

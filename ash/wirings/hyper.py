@@ -21,6 +21,7 @@ from ash.shares import SMALLEST
 from ash.template import Admissible, Template
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
+from ash.wirings.counting import CountsSteps
 from ash.wirings.stochastic import StochasticWiring
 
 HypernetworkFactory = Callable[[tuple[int, ...], int, int], nn.Module]
@@ -57,7 +58,7 @@ class SizeReport:
         )
 
 
-class HyperWiring(StochasticWiring):
+class HyperWiring(StochasticWiring, CountsSteps):
     """A weight tensor for every instance: k index tuples that a hypernetwork emits from what it sees of the input.
 
     For each tuple the hypernetwork emits `width` raw numbers, in this order: the q means, a log scale
@@ -92,7 +93,6 @@ class HyperWiring(StochasticWiring):
 
     offset: Tensor
     base: Tensor
-    _seen: Tensor | None
 
     def __init__(
         self,
@@ -155,9 +155,7 @@ class HyperWiring(StochasticWiring):
         shared = self.layout.total != self.layout.width
         require(free or not shared, "free=False, and values or scales that are shared; they are learned in the offset.")
         self._register_offset(free, device, dtype)
-        self.register_buffer("_seen", None, persistent=False)
-        self.register_state_dict_pre_hook(_before_saving)
-        self.register_load_state_dict_post_hook(_after_loading)
+        self._register_count()
         self._reset_offset(generator)
 
     def _layout(self, values: str | Codebook, scales: str, share_codes: bool) -> tuple[Layout, Codebook | None]:
@@ -256,24 +254,6 @@ class HyperWiring(StochasticWiring):
             own = min((p for p in self.hypernetwork.parameters() if p.requires_grad), key=Tensor.numel, default=None)
         return own if type(own) is nn.Parameter and not own.is_inference() else None
 
-    @torch.no_grad()
-    def _mark(self) -> None:
-        marker = self._marker()
-        with torch.inference_mode(False):
-            self._seen = None if marker is None else marker.detach().clone()
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Count the step that an optimizer has made; runs by itself before a forward pass or a `state_dict`."""
-        marker = self._marker()
-        if marker is None:
-            return
-        if self._seen is not None and not torch.equal(marker, self._seen):
-            self.step += 1
-            self._mark()
-        elif self._seen is None:
-            self._mark()
-
     # --- from an input to tuples -----------------------------------------------------------------------
 
     def emit(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b k w"]:
@@ -366,11 +346,3 @@ class HyperWiring(StochasticWiring):
         free = self.offset.numel() if isinstance(self.offset, nn.Parameter) else 0
         scalars = 0 if self.codebook is None else self.codebook.size
         return SizeReport(self.k * self.layout.width, own, free + scalars, math.prod(self.shape))
-
-
-def _before_saving(wiring: HyperWiring, *_: object) -> None:
-    wiring.settle()
-
-
-def _after_loading(wiring: HyperWiring, _: object) -> None:
-    wiring._mark()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ash.checks import check_finite, positive, require
+from ash.edge_hypernets import EdgeHypernetworkFactory, emit, make_hypernetwork, reset_parts
 from ash.edge_weight import EdgeWeight
 from ash.growth import BLOCK
 from ash.sampling import Sampling, generator_from, new_seed
@@ -65,7 +65,7 @@ class PositionWiring(AdjacencyWiring):
         self,
         nodes: int,
         *,
-        hypernetwork: nn.Module | Callable[[int, int, int], nn.Module] | None = None,
+        hypernetwork: nn.Module | EdgeHypernetworkFactory | None = None,
         node_features: int = 0,
         channels: int = 1,
         sampling: Sampling = SAMPLING,
@@ -80,7 +80,7 @@ class PositionWiring(AdjacencyWiring):
         super().__init__()
         require(nodes >= 2, f"nodes={nodes}; expected at least 2, so that none need start at its own number.")
         positive("window", window)
-        self.nodes, self.node_features, self.channels = nodes, node_features, channels
+        self.nodes = nodes
         wide = max(1.0, nodes / 4)
         self.table = GaussianWiring(
             nodes,
@@ -94,10 +94,10 @@ class PositionWiring(AdjacencyWiring):
             device=device,
             dtype=dtype,
         )
-        made = hypernetwork
-        if made is not None and not isinstance(made, nn.Module):
-            made = made(feature_count("entry", channels, node_features), 1, 1)
-        self.hypernetwork = None if made is None else made.to(device=device, dtype=dtype)
+        self.hypernetwork: nn.Module | None = None
+        if hypernetwork is not None:
+            made = make_hypernetwork(hypernetwork, feature_count("entry", channels, node_features), 1, 1)
+            self.hypernetwork = made.to(device=device, dtype=dtype)
         like = self.table.log_scale.detach()
         self.register_buffer("degrees", like.new_zeros(2, window, nodes))
         self.register_buffer("missing", like.new_zeros(2, window, nodes))
@@ -106,10 +106,8 @@ class PositionWiring(AdjacencyWiring):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """New positions, and a new hypernetwork where its parts have `reset_parameters`."""
-        for part in [] if self.hypernetwork is None else self.hypernetwork.modules():
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
-                reset()
+        if self.hypernetwork is not None:
+            reset_parts(self.hypernetwork)
         self._place(generator)
 
     @torch.no_grad()
@@ -149,9 +147,7 @@ class PositionWiring(AdjacencyWiring):
     def _values(self, x: SparseBatch, nodes: Tensor | None) -> Float[Tensor, "n 1"]:
         assert self.hypernetwork is not None
         features = entry_sites(x, nodes).features.to(self.table.log_scale.dtype)
-        raw: Tensor = self.hypernetwork(features, x.instance, len(x))
-        require(tuple(raw.shape) == (x.entries, 1, 1), f"a hypernetwork that emits {tuple(raw.shape)}; expected "
-                                                       f"{(x.entries, 1, 1)}, one value for each entry.")  # fmt: skip
+        raw = emit(self.hypernetwork, features, x.instance, len(x), (1, 1))
         check_finite(raw, self)
         return 1 + raw.flatten(1)
 
