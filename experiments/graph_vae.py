@@ -27,7 +27,7 @@ Keys of `summary.json`:
 - `valid` (connected graphs; sizes are always in range, and all graphs of the data are connected), `novel` (not
   isomorphic to a training graph), `unique`: shares of the samples of the prior.
 - `stored_numbers` (a value and an index for every entry), `train_graphs`, `test_graphs`; `baselines`, by name, with
-  `degree_mmd_prior` and `degree_mmd_fitted` at the sharper bandwidth.
+  some of these figures, and with `degree_mmd_narrow` and `valid` of both kinds of samples.
 
 Pictures: samples.png (beside training graphs), reconstructions.png (of test graphs), degrees.png, training.png.
 """
@@ -228,7 +228,7 @@ def _train(trial: Trial, name: str, before: int, state: dict[str, Any], run: Run
 def _row(figures: dict[str, Any]) -> dict[str, Any]:
     """What is told of a network that stands beside another."""
     of = figures["samples"]
-    both = {f"degree_mmd_{name}": of[name]["degree_mmd_narrow"] for name in ("prior", "fitted")}
+    both = {f"degree_mmd_narrow_{name}": of[name]["degree_mmd_narrow"] for name in ("prior", "fitted")}
     valid = {f"valid_{name}": of[name]["valid"] for name in ("prior", "fitted")}
     return {name: figures[name] for name in SHARED} | {"degree_mmd": of["prior"]["degree_mmd"]} | both | valid
 

@@ -67,8 +67,11 @@ def matrices(graphs: Graphs) -> list[np.ndarray]:
 
 
 def layout(links: np.ndarray) -> np.ndarray:
-    """`(n, 2)`: a place for every node within -1 and 1."""
-    laid = networkx.spring_layout(networkx.from_numpy_array(links), seed=0, iterations=100)
+    """`(n, 2)`: a place for every node within -1 and 1; parts of a graph stay near each other."""
+    graph = networkx.from_numpy_array(links)
+    parts = sorted(networkx.connected_components(graph), key=len)
+    graph.add_edges_from((min(parts[-1]), min(part)) for part in parts[:-1])
+    laid = networkx.spring_layout(graph, seed=0, iterations=100)
     places = np.array([laid[node] for node in range(len(links))])
     low, high = places.min(0), places.max(0)
     return np.asarray(2 * (places - low) / np.maximum(high - low, 1e-9) - 1)
