@@ -34,9 +34,12 @@ class PositionWiring(AdjacencyWiring):
     The gradient through shares is local. Where else to look, `guide` tells: the gradient of the squared error by the
     table, with every other node spread evenly over the output, is a sum over graphs of (what is missing in row a) ×
     (the degree of node u), both less their means. For every node its most negative rows become guided points. So
-    a first idea of where a node belongs comes from how its degree varies from graph to graph along with a row of the
-    target, and graphs must differ; then the gradient decides, and rows that are served ask no more. Without `guide`
-    only small tables are learned.
+    what finds a large permutation is how the degree of a node varies from graph to graph along with a row of the
+    target: of 128 nodes of random graphs the right row is among the two guided points for more than half after the
+    first batch of 8, and for 99 % after 40. The gradient through shares takes it up, the rows that are served ask no
+    more, and all 128 are right after 60 to 70 batches (`python -m experiments graphs --task relabel`). By the gradient
+    alone tables of 16 and of 32 nodes were learned, one of 128 was not. Graphs of which all nodes have one degree
+    guide nowhere.
 
     Args:
         nodes: n, of the largest graph; the output has n × n positions.
@@ -45,7 +48,8 @@ class PositionWiring(AdjacencyWiring):
         node_features, channels: how many of each the input has, which only a hypernetwork sees.
         sampling: of the points of a node. scale, scale_ceiling: of the positions, in units of a node; by default a
             quarter of n. scale_floor: as in `GaussianWiring`.
-        window: how many of the last graphs `guide` goes by; memory is window · n.
+        window: how many of the last graphs `guide` goes by: it keeps 4 · window · n numbers, and takes 2 · window · n²
+            multiplications in blocks.
         generator: for the initial positions; torch's default one otherwise. No node starts at its own number.
 
     Attributes:
