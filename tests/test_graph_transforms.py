@@ -121,7 +121,9 @@ def test_a_dense_layer_stores_every_position() -> None:
     assert y.entries == 18 and edge_scores(y, x.permute(1, 0)).f1 == 1
 
 
-def test_the_whole_experiment_resumed_and_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_experiment_resumed_and_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = ["graphs", "--task", "two_hop", "--quick", "--device", "cpu"]
     assert main([*common, "--baselines", "--nodes", "8", "--out", str(tmp_path / "whole")]) == 0
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
@@ -141,6 +143,11 @@ def test_the_whole_experiment_resumed_and_evaluated(tmp_path: Path, monkeypatch:
     again = json.loads((state / "summary.json").read_text())
     assert main([*common, "--out", str(tmp_path / "judged"), "--evaluate", str(state)]) == 0
     judged = json.loads((tmp_path / "judged" / "summary.json").read_text())
+    assert (
+        main(["graphs", "--task", "reverse", "--quick", "--out", str(tmp_path / "other"), "--evaluate", str(state)])
+        == 2
+    )
+    assert "a run of --task two_hop; expected reverse" in capsys.readouterr().err
     assert judged["f1"] == summary["f1"] == again["f1"] and judged["loss"] == summary["loss"]
 
 
