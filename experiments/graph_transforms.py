@@ -55,7 +55,7 @@ What decides, on seeds 0 to 9:
 Keys of `summary.json`: `nodes`; `f1`, `precision`, `recall` over the edges of the test graphs, `exact` (share of graphs
 without an error), rounded; `f1_sampled` (one draw as in training); `f1_larger`, `exact_larger` (graphs of four times as
 many nodes and links; null for relabel, whose permutation has no more nodes); `f1_karate`, `f1_les_miserables`,
-`f1_florentine`; `loss` (of the test graphs, rounded, per target entry); `stored_numbers` (the perceptron and its offset;
+`f1_florentine`; `loss` (of the test graphs, rounded, per target entry); `stored_numbers` (perceptron and offset;
 of relabel a position for each node); `training_seconds`; `dense_weights`, `dense_bytes`, `dense_training_bytes` (of a
 dense layer here, with gradient and Adam's two moments); and with `--baselines` those of `experiments.graph_baselines`.
 
