@@ -15,8 +15,8 @@ from ash.count import count
 from ash.diagnose import diagnose
 from ash.distributions import LayerSize, allot
 from ash.edge_hypernets import EdgeHypernetwork
-from ash.edge_weight import EdgeWeight
 from ash.edge_index import EdgeIndex
+from ash.edge_weight import EdgeWeight
 from ash.glimpses import ConvLocator, glimpse_wiring
 from ash.growth import DenseGradient, Factors, Score
 from ash.hypernets import ConvHypernetwork, MLPHypernetwork, SetHypernetwork
