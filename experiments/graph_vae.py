@@ -186,10 +186,10 @@ def resolved(options: Any) -> Any:
     if not options.quick:
         return chosen
     few = dataclasses.replace(
-        own, counts=(150, 40, 40), samples=40, hidden=min(32, own.hidden), latent=min(8, own.latent), batch=32,
-        components=min(2, own.components),
+        own, counts=(100, 30, 30), samples=30, hidden=min(32, own.hidden), latent=min(8, own.latent), batch=16,
+        slots=min(10, own.slots), components=min(2, own.components),
     )  # fmt: skip
-    return dataclasses.replace(chosen, vae=few, steps=min(20, chosen.steps))
+    return dataclasses.replace(chosen, vae=few, steps=min(12, chosen.steps))
 
 
 def run(options: Any, run: Run) -> dict[str, object]:
@@ -251,7 +251,7 @@ def _trial(options: Any, own: Options, code: GraphCode, parts: Parts) -> Trial:
 def _train(trial: Trial, name: str, before: int, state: dict[str, Any], run: Run, bar: Any) -> None:
     """All steps, or those after the checkpoint."""
     steps = trial.recipe.steps
-    every = max(1, steps // 20)
+    every = max(1, steps // (20 if steps > 100 else 4))
     while trial.step < steps:
         costs = trial.train_step()
         bar.update(1)
@@ -260,8 +260,8 @@ def _train(trial: Trial, name: str, before: int, state: dict[str, Any], run: Run
             state["curves"].setdefault(name, []).append(figures)
             run.log(before + trial.step, network=name, **costs, validation_f1=figures["validation_f1"])
             run.time(before + trial.step)
-        if trial.step % (5 * every) == 0 and trial.step < steps:
-            run.save(before + trial.step, {**state, "trial": trial.state()})
+            if trial.step < steps:
+                run.save(before + trial.step, {**state, "trial": trial.state()})
 
 
 def _row(figures: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_a_seed_decides_the_graphs() -> None:
 
 def test_too_few_different_graphs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert start(tmp_path, "--vae.graphs", "ba", "--vae.least-nodes", 4, "--nodes", 4, "--quick") == 2
-    assert "different graphs among 230 drawn" in capsys.readouterr().err
+    assert "different graphs among 160 drawn" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -253,8 +253,8 @@ def test_one_component_is_the_mean_and_the_covariance() -> None:
     torch.testing.assert_close(found.means[0], z.double().mean(0))
     covariance = found.factors[0] @ found.factors[0].t() - 1e-3 * torch.eye(3)
     torch.testing.assert_close(covariance, torch.cov(z.double().t(), correction=0))
-    drawn_ones = found.draw(20_000).double()
-    torch.testing.assert_close(torch.cov(drawn_ones.t()), torch.cov(z.double().t()), atol=0.15, rtol=0.05)
+    drawn_ones = found.draw(8_000).double()
+    torch.testing.assert_close(torch.cov(drawn_ones.t()), torch.cov(z.double().t()), atol=0.2, rtol=0.06)
 
 
 def test_the_mixture_is_that_of_torch_and_finds_two_heaps() -> None:
@@ -410,7 +410,7 @@ def test_a_run_with_baselines_goes_on_where_it_was_stopped(tmp_path: Path, monke
 
     def stop(trial: Trial) -> dict[str, float]:
         steps[0] += 1
-        if steps[0] in (8, 15):  # after the checkpoint of step 5, in the first network and in the second
+        if steps[0] in (8, 15):  # between checkpoints, in the first network and in the second
             raise RuntimeError("stopped")
         return train_step(trial)
 
