@@ -28,6 +28,21 @@ finished run can be resumed with --retrain, with --baseline, or with more seeds.
 
 Pictures: gates.png, gates over epochs (a panel for each layer, a line for each layer that feeds it); accuracy.png.
 
+Test accuracy in %, final epoch, CIFAR-10 at half width, 10,000 training images, 15 epochs, batch 256, mean and standard
+deviation of two seeds of 100 to 102 each (commands in `experiments.gate_table`), and how the blog's questions look:
+
+- Gates or none: gated 56.1 ± 0.9; all connections open 52.5 ± 2.0; a chain of as many learned numbers 52.8 ± 0.5, the
+  narrow one 47.5 ± 0.6.
+- The gate: linear, without a sigmoid, 57.7 ± 0.7, so it is not slow here; one for each map 55.5 ± 1.0; hard-concrete
+  51.3 ± 1.0. A sparsity term of 0.1: sigmoid 55.0 ± 0.4 (mean gate 0.51 instead of 0.69), hard-concrete 50.3 ± 0.8
+  (some gates at 0).
+- Merging: concatenation 56.1; with fewer numbers squeeze 51.9 ± 0.2, sum 50.4 ± 0.7, max 49.0 ± 0.1.
+- Other sizes: bilinear 56.1, area 56.1 ± 0.7, nearest 55.8 ± 0.4, bicubic 55.6 ± 0.7: alike; zero-padding 52.1 ± 0.8.
+- Start of the gates (as logits): 0 56.1, 0.5 55.5 ± 1.1, Gaussian 55.0 ± 0.6, 1 54.8 ± 2.4, forward 54.4 ± 0.8: within
+  the spreads.
+- Seeds agree on the gates: correlation 0.92 (hard-concrete 0.61), mean difference 0.06.
+- Three blocks 53.3 ± 0.9.
+
 `--table FOLDER` trains nothing: it collects the runs in the subfolders of FOLDER into table.md, runs of one variant
 with different seeds into one row; keys: `rows`. `--evaluate FOLDER` trains nothing: it judges the nets in that run's
 checkpoint; keys: `test_accuracy`, an object with a figure for each net.
