@@ -41,9 +41,9 @@ deviation of two seeds of 100 to 102 each (commands in `experiments.gate_table`)
 - Start of the gates (as logits): 0 56.1, 0.5 55.5 ± 1.1, Gaussian 55.0 ± 0.6, 1 54.8 ± 2.4, forward 54.4 ± 0.8: within
   the spreads.
 - Seeds agree on the gates: correlation 0.92 (hard-concrete 0.61), mean difference 0.06.
-- Half of the gates removed, the lowest (seeds 100, 101; before 55.5, 56.8): 22.1 and 38.1; trained on for a third of the
-  epochs 54.4 and 57.8 (the whole net as long 57.9 and 59.3); these connections from scratch 53.0 and 55.0, as many at
-  random 45.2 and 52.6. So low gates tell what to leave out, at a small cost.
+- Half of the gates removed, the lowest (seeds 100, 101; before 55.5, 56.8): 22.1 and 38.1; trained on for a third of
+  the epochs 54.4 and 57.8 (the whole net as long 57.9 and 59.3); these connections from scratch 53.0 and 55.0, as many
+  at random 45.2 and 52.6. So low gates tell what to leave out, at a small cost.
 - Three blocks 53.3 ± 0.9.
 
 `--table FOLDER` trains nothing: it collects the runs in the subfolders of FOLDER into table.md, runs of one variant
