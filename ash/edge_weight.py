@@ -30,12 +30,13 @@ class EdgeWeight:
     out_sizes: Int64[Tensor, "b r"]
     x: SparseBatch
 
-    def contract(self, x: SparseBatch) -> SparseBatch:
-        """Weight · x, every position once; gradients reach the weight's values and the input's.
+    def contract(self, x: SparseBatch, coalesce: bool = True) -> SparseBatch:
+        """Weight · x; gradients reach the weight's values and the input's.
 
         Args:
             x: the input that the weight was made for, or one with other values at the same entries; channels share
                 the weight.
+            coalesce: add up what meets at the same output position, so that every position is stored once.
 
         Raises `UserError` for an input of other numbers of entries and graphs.
         """
@@ -46,7 +47,8 @@ class EdgeWeight:
         )
         weights = self.values.reshape(-1, *[1] * (x.values.dim() - 1))
         values = weights * x.values[self.source]
-        return SparseBatch(x.instance[self.source], self.indices, values, self.out_sizes).coalesce()
+        y = SparseBatch(x.instance[self.source], self.indices, values, self.out_sizes)
+        return y.coalesce() if coalesce else y
 
     def as_batch(self) -> SparseBatch:
         """The weight itself, of rank r + 2, output dimensions first; its `to_dense()` is for small graphs."""

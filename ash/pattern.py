@@ -69,6 +69,9 @@ class CSRPattern:
     `arrange` puts values into the order of the CSR arrays. Entries that are given row by row stay as they are,
     without a sort or a copy. Index arrays are int32 where positions and counts fit, because CSR products on
     them are up to three times as fast. Everything is made when it is first asked for.
+
+    Attributes:
+        nnz: n, stored entries, duplicates included.
     """
 
     def __init__(self, rows: Int64[Tensor, " n"], cols: Int64[Tensor, " n"], shape: tuple[int, int]):
@@ -76,35 +79,39 @@ class CSRPattern:
         dtype = torch.int32 if small else torch.int64
         self.shape = shape
         with _plain():
-            self._rows, self._cols = (ids.to(dtype).contiguous() for ids in (rows, cols))  # a column of indices is not
+            # a column of indices is not contiguous
+            self._given: tuple[Tensor, Tensor] | None = (rows.to(dtype).contiguous(), cols.to(dtype).contiguous())
+            self.nnz = rows.numel()
 
     @cached_property
+    def _csr(self) -> tuple[Tensor | None, Tensor, Tensor]:
+        """(order, crow, col); what was given is not needed after that, and not kept."""
+        assert self._given is not None
+        rows, cols = self._given
+        with _plain():
+            order = None
+            if bool((rows[1:] >= rows[:-1]).all()):
+                crow = pointers(rows, self.shape[0])
+            else:
+                order, crow = compress(rows, self.shape[0])
+                cols = cols.index_select(0, order)
+        self._given = None
+        return order, crow, cols
+
+    @property
     def order(self) -> Int64[Tensor, " n"] | None:
         """Numbers of the given entries, row by row; None where they are given so."""
-        with _plain():
-            if bool((self._rows[1:] >= self._rows[:-1]).all()):
-                return None
-            return torch.sort(self._rows, stable=True).indices
+        return self._csr[0]
 
-    @cached_property
+    @property
     def crow(self) -> Int[Tensor, " ends"]:
         """Row pointers `(rows + 1,)`."""
-        with _plain():
-            return pointers(self._rows, self.shape[0])
+        return self._csr[1]
 
-    @cached_property
+    @property
     def col(self) -> Int[Tensor, " n"]:
         """Column of every entry in CSR order."""
-        return self._arranged(self._cols)
-
-    @cached_property
-    def row(self) -> Int[Tensor, " n"]:
-        """Row of every entry in CSR order."""
-        return self._arranged(self._rows)
-
-    def _arranged(self, ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        with _plain():
-            return ids if self.order is None else ids.index_select(0, self.order)
+        return self._csr[2]
 
     @cached_property
     def columns(self) -> tuple[Int[Tensor, " n"], Int64[Tensor, " n"]]:
@@ -113,17 +120,21 @@ class CSRPattern:
         Nothing here is as long as the number of rows or columns, so that both may be as many as int64 counts.
         """
         with _plain():
-            found = torch.sort(self._cols, stable=True)
-            return found.values, found.indices
+            found = torch.sort(self.col if self._given is None else self._given[1], stable=True)
+            entries = found.indices if self._given is not None or self.order is None else self.order[found.indices]
+            return found.values, entries
 
     def arrange(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Values of the given entries in the order of the CSR arrays; differentiable."""
         return values if self.order is None else values.index_select(0, self.order)
 
-    @property
-    def nnz(self) -> int:
-        """Stored entries, duplicates included."""
-        return self._cols.numel()
+    @cached_property
+    def row(self) -> Int[Tensor, " n"]:
+        """Row of every entry in CSR order."""
+        with _plain():
+            counts = self.crow.diff().long()
+            rows = torch.arange(self.shape[0], dtype=self.crow.dtype, device=self.crow.device)
+            return rows.repeat_interleave(counts, output_size=self.nnz)
 
     @cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:

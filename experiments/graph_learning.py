@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ash.checks import require
+from experiments.checkpoint import Checkpoint
 from experiments.evaluation import read_run
 from experiments.runs import Run, restore, training_state
 
@@ -89,9 +90,15 @@ def stored_numbers(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def load_trained(model: nn.Module, folder: Path, task: str) -> None:
-    """Give the model what the run in a folder has trained. Raises `UserError` for a run of another task."""
+def read_task(folder: Path, task: str) -> Checkpoint:
+    """The checkpoint of a run of a task. Raises `UserError` for a run of another task or experiment."""
     saved = read_run(folder, "graphs")
     found = saved.meta["options"]["task"]
     require(found == task, f"--evaluate {folder}: a run of --task {found}; expected one of --task {task}.")
+    return saved
+
+
+def load_trained(model: nn.Module, folder: Path, task: str) -> None:
+    """Give the model what the run in a folder has trained. Raises `UserError` for a run of another task."""
+    saved = read_task(folder, task)
     restore({**saved.state["training"], "optimizer": None}, model)

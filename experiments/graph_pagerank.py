@@ -147,7 +147,7 @@ class Walk(nn.Module):
         first, start = ranks.first_nodes(graphs), ranks.one_hot(graphs, seeds)
         state = start
         for _ in range(self.unrolled):
-            sent = weight.contract(graphs.with_values(state[source]))
+            sent = weight.contract(graphs.with_values(state[source]), coalesce=False)  # index_add adds up
             place = sent.indices[:, 0] + first[sent.instance]
             state = (self.restart * start).index_add(0, place, sent.values)
         return state

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ash import SparseBatch
 from ash.checks import require
+from ash.sites import Adjacency
 
 RESTART = 0.15
 TOP = 10
@@ -30,13 +31,13 @@ TIE = 1e-9
 
 def first_nodes(graphs: SparseBatch) -> Int64[Tensor, " ends"]:
     """`(b + 1,)`: the nodes of graph i are those from its number up to the next."""
-    return torch.nn.functional.pad(graphs.sizes[:, 0].cumsum(0), (1, 0))
+    return Adjacency(graphs).first
 
 
 def ends(graphs: SparseBatch) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
     """The nodes (u, v) of every entry, numbered through the batch."""
-    u, v = (graphs.indices + first_nodes(graphs)[graphs.instance].unsqueeze(1)).unbind(1)
-    return u, v
+    known = Adjacency(graphs)
+    return known.row, known.col
 
 
 def degrees(graphs: SparseBatch) -> Float[Tensor, " nodes"]:

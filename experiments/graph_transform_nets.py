@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ash import Anneal, EdgeHypernetwork, EdgeLayer, EdgeWiring, PositionWiring
+from experiments import graph_learning
 
 
 def make_layer(options: Any) -> EdgeLayer:
@@ -27,4 +28,4 @@ def stored_numbers(layer: EdgeLayer) -> int:
     """What has to be kept for inference: a rounded position for every node, or the perceptron and its offset."""
     if isinstance(layer.wiring, PositionWiring):
         return layer.wiring.nodes
-    return sum(p.numel() for p in layer.parameters())
+    return graph_learning.stored_numbers(layer)

@@ -75,8 +75,8 @@ import torch
 
 from ash import EdgeLayer, SparseBatch, edge_scores, sparse_loss
 from ash.checks import positive, require
-from experiments.evaluation import read_run
 from experiments.graph_data import Family
+from experiments.graph_learning import read_task
 from experiments.graph_transform_data import Data, Pairs, prepare
 from experiments.graph_transform_nets import make_layer, stored_numbers
 from experiments.graph_transform_pictures import draw, look
@@ -248,11 +248,7 @@ def run(options: Any, run: Run) -> dict[str, object]:
     """Train (or take what a run has trained), judge, draw; the keys of the summary."""
     learner = Learner(options, run.device)
     if options.evaluate is not None:
-        saved = read_run(options.evaluate, "graphs")
-        task = saved.meta["options"]["task"]
-        require(
-            task == options.task, f"--evaluate {options.evaluate}: a run of --task {task}; expected {options.task}."
-        )
+        saved = read_task(options.evaluate, options.task)
         learner.take(saved.state, int(saved.meta["step"]))
     else:
         learner.train(run)

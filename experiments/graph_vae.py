@@ -80,14 +80,15 @@ from typing import Any, Literal
 import torch
 
 from ash.checks import positive, require
-from experiments.evaluation import read_run
+from experiments.graph_learning import read_task
 from experiments.graph_vae_code import GraphCode
 from experiments.graph_vae_data import Graphs, Parts, split
 from experiments.graph_vae_nets import DecoderName, GraphVAE, Shape, WiringName
 from experiments.graph_vae_pictures import course, degrees, gallery, reconstructions
 from experiments.graph_vae_scores import BANDWIDTH
 from experiments.graph_vae_training import Recipe, Trial, judge, progress, reconstruct
-from experiments.runs import Run, restore
+from experiments.runs import Run
+from experiments.state import load_model
 
 __all__ = ["Options", "resolved", "run"]
 
@@ -274,16 +275,13 @@ def _row(figures: dict[str, Any]) -> dict[str, Any]:
 
 def restore_net(net: GraphVAE, state: dict[str, torch.Tensor]) -> None:
     """Give a network what another has learned. Raises `UserError` where they are not alike."""
-    found = {"model": state, "optimizer": None, "generators": {}, "torch": {"cpu": torch.get_rng_state(), "cuda": []}}
-    restore(found, net)
+    load_model(state, net)
     net.freeze()
 
 
 def _evaluated(options: Any, code: GraphCode, parts: Parts) -> dict[str, Any]:
     """The trained network of a run's folder."""
-    saved = read_run(options.evaluate, "graphs")
-    task = saved.meta["options"]["task"]
-    require(task == "vae", f"--evaluate {options.evaluate}: a run of --task {task}; expected one of --task vae.")
+    saved = read_task(options.evaluate, "vae")
     require(
         bool(saved.state["model"]),
         f"--evaluate {options.evaluate}: a run that was not trained to its end; go on with it by --resume.",

@@ -40,14 +40,19 @@ def restore(
     """
     missing = {"model", "optimizer", "torch", "generators"} - set(state)
     require(not missing, f"the checkpoint lacks {sorted(missing)}; expected a training state. {ADVICE}")
-    _check_model(state["model"], model)
-    model.load_state_dict(state["model"])
+    load_model(state["model"], model)
     _restore_optimizer(state["optimizer"], optimizer)
     _restore_generators(state["generators"], generators)
     torch.set_rng_state(state["torch"]["cpu"])
     cuda = state["torch"]["cuda"]
     if cuda and torch.cuda.is_available() and torch.cuda.device_count() == len(cuda):
         torch.cuda.set_rng_state_all(cuda)
+
+
+def load_model(saved: dict[str, Any], model: nn.Module) -> None:
+    """Give a model the `state_dict` of another. Raises `UserError` if names, shapes or dtypes differ."""
+    _check_model(saved, model)
+    model.load_state_dict(saved)
 
 
 def _check_model(saved: dict[str, Any], model: nn.Module) -> None:

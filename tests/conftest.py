@@ -1,6 +1,7 @@
 """What holds for every test: shapes are checked at run time, one thread, seeded generators."""
 
 import os
+from collections.abc import Callable
 
 import hypothesis
 import pytest
@@ -32,6 +33,27 @@ hypothesis.register_random(TORCH_RANDOM)
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], int]], int]:
+    """`interrupted(number, run)`: run an experiment whose graph learner is stopped by hand at that step."""
+    from experiments.graph_learning import Learner
+
+    def run_until(number: int, run: Callable[[], int]) -> int:
+        step = Learner.step
+
+        def stopped(self: Learner, at: int, loss: torch.Tensor) -> float:
+            if at == number:
+                raise KeyboardInterrupt
+            return step(self, at, loss)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Learner, "saved_every", 1)
+            patched.setattr(Learner, "step", stopped)
+            return run()
+
+    return run_until
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ash import UserError
-from experiments import graph_learning
 from experiments.__main__ import main
 from experiments.graph_data import make, to_batch
 from experiments.graph_isomorphism import Judge, Options, Task, best_threshold, encode, table
@@ -244,21 +243,13 @@ def one_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_task")
-def test_a_run_that_stops_goes_on_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_stops_goes_on_and_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: Callable[..., int]
+) -> None:
     for name in ("show", "curves"):
         monkeypatch.setattr(f"experiments.graph_isomorphism.{name}", lambda *_, **__: None)
     assert start(tmp_path / "whole", "--quick") == 0
-    step = graph_learning.Learner.step
-
-    def stopped(self: graph_learning.Learner, number: int, loss: Tensor) -> float:
-        if number == 2:
-            raise KeyboardInterrupt
-        return step(self, number, loss)
-
-    monkeypatch.setattr(graph_learning.Learner, "saved_every", 1)
-    monkeypatch.setattr(graph_learning.Learner, "step", stopped)
-    assert start(tmp_path / "parts", "--quick") == 130
-    monkeypatch.setattr(graph_learning.Learner, "step", step)
+    assert interrupted(2, lambda: start(tmp_path / "parts", "--quick")) == 130
     assert start(tmp_path / "parts", "--quick", "--resume") == 0
     assert start(tmp_path / "judged", "--quick", "--evaluate", tmp_path / "whole") == 0
     whole, parts, judged = (content(tmp_path / name) for name in ("whole", "parts", "judged"))

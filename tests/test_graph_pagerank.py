@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,25 +189,15 @@ def test_a_run_its_evaluation_and_its_files(tmp_path: Path, monkeypatch: pytest.
         load_trained(nn.Linear(1, 1), tmp_path / "a", "isomorphism")
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from experiments import graph_learning
-
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: Callable[..., int]
+) -> None:
     # without its pictures and final figures, which are those of the run above
     monkeypatch.setattr("experiments.graph_pagerank.show", lambda *_: None)
     monkeypatch.setattr("experiments.graph_pagerank.curves", lambda *_, **__: None)
     monkeypatch.setattr("experiments.graph_pagerank.figures", lambda model, task: {"restart": model.restart.item()})
     assert start(tmp_path / "whole", "--quick") == 0
-    step = graph_learning.Learner.step
-
-    def stopped(self: graph_learning.Learner, number: int, loss: Tensor) -> float:
-        if number == 6:
-            raise KeyboardInterrupt
-        return step(self, number, loss)
-
-    monkeypatch.setattr(graph_learning.Learner, "saved_every", 1)
-    monkeypatch.setattr(graph_learning.Learner, "step", stopped)
-    assert start(tmp_path / "parts", "--quick") == 130
-    monkeypatch.setattr(graph_learning.Learner, "step", step)
+    assert interrupted(6, lambda: start(tmp_path / "parts", "--quick")) == 130
     assert start(tmp_path / "parts", "--quick", "--resume") == 0
     assert content(tmp_path / "parts")["restart"] == content(tmp_path / "whole")["restart"]
     lines = [(tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8") for name in ("whole", "parts")]
