@@ -38,4 +38,4 @@ lint: setup
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/.bench
-	$(PY) -m experiments benchmark
+	$(PY) -m experiments benchmark --suite cpu

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from experiments.benchmark_cases import Case
-from experiments.benchmark_graphs import EDGES
+from experiments.benchmark_case import Case, Layer, Part, Plan
+from experiments.benchmark_graphs import EDGES, check_graphs, graph_step
 from experiments.benchmark_report import Row
 
 LARGEST = 100_000
@@ -18,8 +18,13 @@ LINEAR = 2.0
 EACH = {"seconds": ("time", "seconds_each"), "bytes": ("memory", "each")}
 
 
-def graph_plan(sizes: Sequence[int]) -> list[tuple[Row, Case]]:
+def plan(quick: bool) -> Plan:
     """A step on graphs of some numbers of nodes."""
+    return graph_plan((20, 40) if quick else SIZES)
+
+
+def graph_plan(sizes: Sequence[int]) -> Plan:
+    """A step on graphs of these numbers of nodes."""
     kinds: tuple[Literal["seconds", "bytes"], ...] = ("seconds", "bytes")
     return [
         (
@@ -55,3 +60,10 @@ def _for_each_edge(row: Row, unit: str) -> Row:
     edges = EDGES * row.size
     figures: list[Any] = [None if own is None else own / edges for own in (row.low, row.median, row.high)]
     return Row(f"{row.name}_each", f"{row.what}, for each edge", unit, None, *figures)
+
+
+PART = Part(
+    layers={"graphs": Layer(lambda case: graph_step(case.size), lambda case: check_graphs())},
+    plan=plan,
+    derived=graph_growths,
+)

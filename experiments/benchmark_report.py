@@ -34,7 +34,7 @@ class Row:
         bar: None where nothing is promised.
         error: of the layer against the dense oracle, relative; None for figures that come from others.
         loaded: bytes that a process loads on first use and that the figure does not hold.
-        series, size: the curve of the plot that the figure belongs to, and its place there.
+        series, size, axis: the curve of the plot that the figure belongs to, its place there, and what that counts.
     """
 
     name: str
@@ -48,7 +48,8 @@ class Row:
     loaded: float | None = None
     note: str = ""
     series: str = ""
-    size: int = 0
+    size: float = 0
+    axis: str = "k tuples on k × k"
 
     @property
     def ok(self) -> bool | None:
@@ -59,6 +60,17 @@ class Row:
     def shown(self) -> bool:
         """Whether there is a figure that a logarithmic axis can show."""
         return self.median is not None and 0 < self.median < math.inf
+
+
+def divided(row: Row, name: str, what: str, by: float, figure: str) -> Row:
+    """A row's figures divided by a number."""
+    low, median, high = (None if own is None else own / by for own in (row.low, row.median, row.high))
+    return Row(name, what, figure, None, low, median, high)
+
+
+def single(name: str, what: str, ratio: float, bar: float | None) -> Row:
+    """A row of one ratio."""
+    return Row(name, what, "ratio", bar, ratio, ratio, ratio)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -84,41 +96,38 @@ def write_markdown(path: Path, rows: Sequence[Row], about: Sequence[str]) -> Non
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
-    """Time and memory of a step against the number of tuples, both axes logarithmic, with the bars."""
-    kinds = [kind for kind in ("seconds", "bytes") if any(_curve(rows, kind, name) for name in _series(rows))]
-    figure = new_figure(4.6 * len(kinds), 3.8)
-    axes = [figure.add_subplot(1, len(kinds), place + 1) for place in range(len(kinds))]
-    for ax, kind in zip(axes, kinds, strict=True):
-        _panel(ax, rows, kind)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
+    """Time and memory of a step against what every axis counts, all logarithmic, with the bars."""
+    shown = [row for row in rows if row.series and row.shown]
+    panels = list(dict.fromkeys((row.axis, row.figure) for row in shown))
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = new_figure(4.6 * columns, 3.8 * lines)
+    for place, (axis, kind) in enumerate(panels):
+        ax = figure.add_subplot(lines, columns, place + 1)
+        _panel(ax, [row for row in shown if (row.axis, row.figure) == (axis, kind)])
+        ax.set_xlabel(axis, color=INK, fontsize=9)
     save(figure, path)
 
 
-def _panel(ax: Any, rows: Sequence[Row], kind: str) -> None:
-    unit, factor = UNITS[kind]
-    for place, name in enumerate(_series(rows)):
-        points = _curve(rows, kind, name)
-        sizes, colour = [row.size for row in points], LINES[place]
-        ax.plot(sizes, [factor * (row.median or 0) for row in points], label=name, color=colour, marker="o")
+def _panel(ax: Any, rows: Sequence[Row]) -> None:
+    unit, factor = UNITS[rows[0].figure]
+    for place, name in enumerate(sorted({row.series for row in rows})):
+        points = sorted((row for row in rows if row.series == name), key=lambda row: row.size)
+        heights, colour = [factor * (row.median or 0) for row in points], LINES[place]
+        if len(points) == 1:
+            ax.axhline(heights[0], label=name, color=colour, linestyle="--")
+            continue
+        ax.plot([row.size for row in points], heights, label=name, color=colour, marker="o")
         barred = [row for row in points if row.bar is not None]
         bars = [factor * (row.bar or 0) for row in barred]
-        ax.scatter([row.size for row in barred], bars, color=colour, marker="_", s=120, label=f"{name}: bar")
+        if bars:
+            ax.scatter([row.size for row in barred], bars, color=colour, marker="_", s=120, label=f"{name}: bar")
     tidy(ax)
     ax.set(xscale="log", yscale="log")
     ax.grid(color=PALE, linewidth=0.5, alpha=0.5)
-    ax.set_xlabel("k tuples on k × k", color=INK, fontsize=9)
-    label = {"ms": "median time of a step, ms", "MB": "peak above the base, MB"}[unit]
+    label = {"ms": "median time of a step, ms", "MB": "peak above the base, MB"}.get(unit, unit)
     ax.set_ylabel(label, color=INK, fontsize=9)
-
-
-def _series(rows: Sequence[Row]) -> list[str]:
-    return sorted({row.series for row in rows if row.series})
-
-
-def _curve(rows: Sequence[Row], kind: str, series: str) -> list[Row]:
-    own = [row for row in rows if row.series == series and row.figure == kind and row.shown]
-    return sorted(own, key=lambda row: row.size)
+    ax.legend(frameon=False, fontsize=8, labelcolor=INK)
 
 
 def _cells(row: Row) -> list[str]:

@@ -5,7 +5,8 @@ A step is forward, backward and SGD with momentum; where `every` says so, a rewi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,10 +14,19 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ash import Rewirer, RigLWiring, SparseLinear
+from experiments.benchmark_case import Case, Layer, Part, Plan, Step, train_step
+from experiments.benchmark_report import Row, single
 
 FRACTION, LR, MOMENTUM = 0.3, 0.01, 0.9
 SIZE, BATCH, STEPS, TOLERANCE = 96, 32, 6, 1e-3
 """Of the small problem on which the two are compared."""
+SIZES = {8192: (64, 0.01)}
+"""Batch and density of RigL's layer, by size."""
+PERIOD = 100
+"""Steps to a rewiring, where its time is spread over them."""
+TIME, MEMORY = 1 / 10, 1 / 15
+"""Bars of time and memory over the masked one's."""
+WORDS = {"rigl": "RigL", "masked_rigl": "masked-dense RigL"}
 
 
 def _never(every: int) -> int:
@@ -116,3 +126,59 @@ def check_rigl() -> float:
     error = float((found - rival.weight.detach()).abs().max() / rival.weight.detach().abs().max())
     assert error <= TOLERANCE, f"RigL's weights are off by {error:.1e} of the masked ones"
     return error
+
+
+def plan(quick: bool) -> Plan:
+    """RigL's layer and the masked one: a step, a step with a rewiring, memory; and the ratio of a step."""
+    found: Plan = []
+    for n, (batch, density) in ({128: (8, 0.05)} if quick else SIZES).items():
+        for layer, words in WORDS.items():
+            what = f"{words} {n:,}², {1 - density:.0%} sparse"
+            case = Case(layer, "seconds", n, batch=batch, density=density)
+            found += [
+                (Row(f"{layer}_{n}_seconds", what, "seconds"), case),
+                (Row(f"{layer}_{n}_rewiring_seconds", f"{what}, with a rewiring", "seconds"), replace(case, every=1)),
+                (Row(f"{layer}_{n}_bytes", what, "bytes"), replace(case, figure="bytes", every=2)),
+            ]
+        case = Case("rigl", "ratio", n, batch=batch, density=density, rival="masked_rigl")
+        found.append((Row(f"rigl_{n}_masked", f"a step, RigL / masked-dense RigL {n:,}²", "ratio", TIME), case))
+    return found
+
+
+def ratios(rows: Sequence[Row], quick: bool) -> list[Row]:
+    """Memory of RigL's layer over the masked one's, and time where every `PERIOD`-th step is followed by a rewiring."""
+    medians = {row.name: row.median for row in rows if row.shown and row.median}
+    found = []
+    for n in (128,) if quick else SIZES:
+        own, rival = (medians.get(f"{layer}_{n}_bytes") for layer in WORDS)
+        if own and rival:
+            what = f"memory, RigL / masked-dense RigL {n:,}²"
+            found.append(single(f"rigl_{n}_memory", what, own / rival, None if quick else MEMORY))
+        ours, theirs = (_amortised(medians, f"{layer}_{n}") for layer in WORDS)
+        if ours and theirs:
+            what = f"a step with a rewiring after each {PERIOD}th, RigL / masked-dense RigL {n:,}²"
+            found.append(single(f"rigl_{n}_amortised", what, ours / theirs, None if quick else TIME))
+    return found
+
+
+def _amortised(medians: dict[str, float], name: str) -> float | None:
+    plain, rewiring = medians.get(f"{name}_seconds"), medians.get(f"{name}_rewiring_seconds")
+    return None if plain is None or rewiring is None else (plain * (PERIOD - 1) + rewiring) / PERIOD
+
+
+def _sparse(case: Case) -> Step:
+    return train_step(sparse_step(sparse_layer(case.size, case.density), case.every), case)
+
+
+def _masked(case: Case) -> Step:
+    return train_step(masked_step(MaskedLinear(case.size, case.density), case.every), case)
+
+
+PART = Part(
+    layers={
+        "rigl": Layer(_sparse, lambda case: check_rigl(), {"masked_rigl": _masked}),
+        "masked_rigl": Layer(_masked, lambda case: None),
+    },
+    plan=plan,
+    derived=ratios,
+)

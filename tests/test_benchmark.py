@@ -13,12 +13,23 @@ import pytest
 import torch
 import tyro
 
-from ash import sparse_loss
-from experiments import benchmark, benchmark_cases, benchmark_graphs, benchmark_oracle, benchmark_rigl
+from ash import UserError, sparse_loss
+from experiments import (
+    benchmark,
+    benchmark_case,
+    benchmark_cases,
+    benchmark_graphs,
+    benchmark_hyper,
+    benchmark_layers,
+    benchmark_oracle,
+    benchmark_parts,
+    benchmark_rigl,
+)
 from experiments.__main__ import main
-from experiments.benchmark import fill, growths, plan, spawn
-from experiments.benchmark_cases import Case
+from experiments.benchmark import fill, part_plan, spawn
+from experiments.benchmark_case import Case
 from experiments.benchmark_graph_rows import SIZES, graph_growths, graph_plan
+from experiments.benchmark_layers import growths
 from experiments.benchmark_report import Row, table
 from experiments.measure import LEAST, peak_above, spread, timed
 
@@ -31,10 +42,13 @@ RESULT = {"low": 1.0, "median": 2.0, "high": 3.0, "runs": 3, "error": 1e-6}
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle and first step on batches so small that no kernel needs compiling."""
     monkeypatch.setattr(benchmark_oracle, "BATCH", 8)
-    monkeypatch.setattr(benchmark_cases, "WARM_SIZE", 96)
-    monkeypatch.setattr(benchmark_cases, "WARM_BATCH", 4)
-    monkeypatch.setattr(benchmark_cases, "WARM_INSTANCES", 4)
+    monkeypatch.setattr(benchmark_cases, "WARM", {"size": 96, "batch": 4, "density": 0.02})
     monkeypatch.setattr(benchmark_oracle, "INSTANCES", 2)
+
+
+def plan(quick: bool, suite: str = "cpu") -> list[tuple[Row, Case]]:
+    """The figures of a suite."""
+    return [pair for part in benchmark_parts.PARTS if part.suite == suite for pair in part_plan(part, quick)]
 
 
 def test_steps_alternate_after_a_round_that_does_not_count() -> None:
@@ -110,7 +124,7 @@ def test_a_case_gives_a_figure_and_the_error(case: Case) -> None:
 
 def test_a_step_reaches_parameters_and_input() -> None:
     layer = torch.nn.Linear(72, 72)
-    step = benchmark_cases._step(layer, Case("static", **TINY))
+    step = benchmark_case.layer_step(layer, Case("static", **TINY))
     step()
     first = layer.weight.grad.clone()
     step()
@@ -122,7 +136,7 @@ def test_a_rival_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(case: Case) -> Any:
         raise ModuleNotFoundError("No module named 'sparselab'")
 
-    monkeypatch.setitem(benchmark_cases.RIVALS, "sparselab", absent)
+    monkeypatch.setitem(benchmark_parts.LAYERS["static"].rivals, "sparselab", absent)
     result = benchmark_cases.run(Case("static", "ratio", rival="sparselab", **TINY))
     row = fill(Row("a", "a", "ratio", bar=1.0), result)
     assert (row.median, row.ok) == (None, None)
@@ -148,7 +162,7 @@ def test_the_plan_names_every_figure_once() -> None:
         assert len({row.name for row in rows}) == len(rows)
         assert {row.figure for row in rows} == {"seconds", "bytes", "ratio"}
         assert any(row.bar is not None for row in rows) != quick
-    assert all(case.size == row.size for row, case in plan(False) if row.series)
+    assert all(row.size in (case.size, case.density, 1.0) for row, case in plan(False) if row.series)
     assert 1_000_000 in {case.size for _, case in plan(False)}
 
 
@@ -180,24 +194,24 @@ def test_growth_compares_all_sizes_or_none() -> None:
 def test_memory_of_the_adaptive_layer_for_each_point() -> None:
     rows = [replace(row, **dict.fromkeys(SPREAD, row.size * 5120.0)) for row, _ in plan(False) if "hyper" in row.name]
     rows = [replace(row, median=1e7) if row.name == "dense_hyper_bytes" else row for row in rows]
-    found = {row.name: row for row in benchmark.adaptive_memory(rows, quick=False)}
-    assert {found[f"hyper_{k}_bytes_each"].median for k in benchmark.HYPER} == {10.0}
+    found = {row.name: row for row in benchmark_hyper.memory(rows, quick=False)}
+    assert {found[f"hyper_{k}_bytes_each"].median for k in benchmark_hyper.SIZES} == {10.0}
     assert (found["hyper_memory_growth"].median, found["hyper_memory_growth"].ok) == (1.0, True)
     assert found["hyper_dense_memory"].median == 1024 * 5120 / 1e7
     assert "10" in table(list(found.values()))
-    assert benchmark.adaptive_memory([], quick=False) == []
+    assert benchmark_hyper.memory([], quick=False) == []
 
 
 def test_rigl_beside_the_masked_one() -> None:
-    figures = {"rigl_128_seconds": 1.0, "rigl_128_rewiring_seconds": 101.0, "rigl_128_bytes": 3.0,
-               "masked_rigl_128_seconds": 9.0, "masked_rigl_128_rewiring_seconds": 109.0,
-               "masked_rigl_128_bytes": 60.0}  # fmt: skip
-    rows = [replace(row, median=figures[row.name]) for row, _ in plan(True) if row.name in figures]
-    found = {row.name: row for row in benchmark.rigl_ratios(rows, quick=False)}
-    assert {name: row.median for name, row in found.items()} == {"rigl_128_memory": 0.05, "rigl_128_amortised": 0.2}
+    figures = {"rigl_8192_seconds": 1.0, "rigl_8192_rewiring_seconds": 101.0, "rigl_8192_bytes": 3.0,
+               "masked_rigl_8192_seconds": 9.0, "masked_rigl_8192_rewiring_seconds": 109.0,
+               "masked_rigl_8192_bytes": 60.0}  # fmt: skip
+    rows = [replace(row, median=figures[row.name]) for row, _ in plan(False) if row.name in figures]
+    found = {row.name: row for row in benchmark_rigl.ratios(rows, quick=False)}
+    assert {name: row.median for name, row in found.items()} == {"rigl_8192_memory": 0.05, "rigl_8192_amortised": 0.2}
     assert [row.ok for row in found.values()] == [True, False]  # 1/15 and 1/10
-    assert [row.bar for row in benchmark.rigl_ratios(rows, quick=True)] == [None, None]
-    assert benchmark.rigl_ratios(rows[:1], quick=False) == []
+    assert benchmark_rigl.ratios(rows, quick=True) == []  # those are of another size
+    assert benchmark_rigl.ratios(rows[:1], quick=False) == []
 
 
 def test_a_graph_has_ten_different_edges_a_node() -> None:
@@ -277,19 +291,39 @@ def in_process(case: Case) -> dict[str, Any]:
 
 def test_a_quick_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(benchmark, "spawn", in_process)
-    assert main(["benchmark", "--quick", "--out", str(tmp_path)]) == 0
+    assert main(["benchmark", "--quick", "--only", "static", "--out", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    names = [row.name for row, _ in plan(quick=True)]
+    rows = [row for row, _ in plan(quick=True) if "static" in row.name]
+    names = [row.name for row in rows]
     assert set(names) <= set(summary)
     assert (summary["bars"], summary["bars_kept"], summary["missed"]) == (0, 0, [])
     shown, written = capsys.readouterr().out, (tmp_path / "benchmark.md").read_text(encoding="utf-8")
-    for row, _ in plan(quick=True):
+    for row in rows:
         assert row.what in shown
         assert f"| {row.what} |" in written
-    assert (tmp_path / "benchmark.png").stat().st_size > 0
     timing = (tmp_path / "timing.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["figure"] for line in timing] == names
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(("suite", "figures"), [("cpu", {"seconds", "ratio"}), ("memory", {"bytes"})])
+def test_a_suite_is_drawn(suite: str, figures: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "spawn", lambda case: RESULT)
+    assert main(["benchmark", "--quick", "--suite", suite, "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    taken = [row for row, _ in plan(quick=True) if row.name in summary]
+    assert {row.figure for row in taken} == figures and len(taken) > 4
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+def test_the_suite_of_the_gpu_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["benchmark", "--suite", "gpu", "--out", str(tmp_path / "a")]) == 2
+    assert "--suite gpu needs a GPU" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--device cuda with --suite cpu"):
+        benchmark._check_device(benchmark.Options(device="cuda", suite="cpu"))
 
 
 def test_a_suite_and_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +338,7 @@ def test_a_suite_and_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert set(taken) == {"bytes"}
     taken.clear()
     assert main(["benchmark", "--only", "static_8192", "--out", str(tmp_path)]) == 0
-    assert taken == ["ratio"] * len(benchmark.RIVALS)
+    assert taken == ["ratio"] * len(benchmark_layers.RIVALS)
     assert not (tmp_path / "benchmark.png").exists()
 
 
