@@ -8,19 +8,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ash.checks import choose, positive, require
+from ash.largest import Largest, among, ascending
 from ash.pattern import ravel, unravel
 from ash.template import Admissible
 
 BLOCK = 1 << 18
 """Entries of the gradient computed at a time."""
 
-GRID = 1 << 17
-"""Entries from which the height of the n-th is guessed."""
+FEW = 1 << 13
+"""Entries up to which all are looked at without a guess."""
+
+GRID, EXPECTED, MOST = 1 << 17, 16, 1 << 22
+"""Entries from which the height of the n-th is guessed: so many, but at most an eighth; or, but at most 2n, as many as
+hold `EXPECTED` of the n, up to `MOST`."""
+
+TILE = 1 << 14
+"""Columns of a block: with fewer rows and more of them a product writes more slowly."""
+
+Block = tuple[Tensor, Callable[[Tensor], Tensor]]
+"""Some of the gradient, (rows, columns), and what makes flattened positions of places in it."""
 
 Key = Callable[[Tensor], Tensor]
 _KEYS: dict[str, Key] = {"largest": torch.Tensor.abs_, "positive": lambda g: g, "negative": torch.Tensor.neg_}
@@ -40,6 +52,11 @@ class Score(ABC):
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight tensor, output dimensions first."""
         return (*self.out_shape, *self.in_shape)
+
+    @property
+    @abstractmethod
+    def _device(self) -> torch.device:
+        """Required. Where its numbers are."""
 
     @abstractmethod
     def __add__(self, other: Score) -> Score:
@@ -66,12 +83,15 @@ class Score(ABC):
         """Required. Whether no number that it is made of is NaN or infinite."""
 
     @abstractmethod
-    def _grid(self, size: int) -> tuple[Float[Tensor, " s"], Int64[Tensor, " s"]]:
-        """Required. About so many entries, spread over rows and columns: (gradients, flattened positions)."""
+    def _grid(self, size: int, rows: Int64[Tensor, " o"]) -> tuple[Float[Tensor, " s"], Int64[Tensor, " s"]]:
+        """Required. About so many entries, spread over those rows and all columns: (gradients, flattened positions)."""
 
     @abstractmethod
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Required. (first flattened position, some of the gradient from there on), all of it once, in order."""
+    def _blocks(self, rows: Int64[Tensor, " o"], bar: Callable[[], float]) -> Iterator[Block]:
+        """Required. The gradient's rows with these numbers, block by block, in any order.
+
+        Entries of which no absolute value is above the bar, which rises as blocks are looked at, may be left out.
+        """
 
     def top(
         self,
@@ -90,54 +110,58 @@ class Score(ABC):
 
         Fewer than n come back where fewer count. Memory is proportional to n and the block, never to W.
         """
-        positive("n", n)
-        key = choose("order", by, _KEYS)
-        gone = None if exclude is None else _ascending(exclude)
-        search = partial(self._search, n, key, gone, admissible)
-        ids = search(self._guess(n, key, gone, admissible))
-        indices = unravel(ids if len(ids) == n else search(-torch.inf), self.shape)
+        indices = unravel(self.places(n, exclude, admissible, by), self.shape)
         return indices, self.at(indices)
 
+    def places(
+        self,
+        n: int,
+        exclude: Int64[Tensor, " e"] | None = None,
+        admissible: Admissible | None = None,
+        by: str = "largest",
+        rows: Int64[Tensor, " o"] | None = None,
+    ) -> Int64[Tensor, " n"]:
+        """The flattened positions alone of what `top` finds; with `rows`, among those flattened output positions."""
+        positive("n", n)
+        key = choose("order", by, _KEYS)
+        height, width = math.prod(self.out_shape), math.prod(self.in_shape)
+        which = torch.arange(height, device=self._device) if rows is None else rows
+        counts = self._counts(None if exclude is None else ascending(exclude), admissible)
+        search = partial(self._search, n, key, counts, which, len(which) * width)
+        ids = search(self._guess(n, key, counts, which, len(which) * width))
+        return ids if len(ids) == n else search(-torch.inf)
+
     def _search(
-        self, n: int, key: Key, gone: Tensor | None, admissible: Admissible | None, bar: float
+        self, n: int, key: Key, counts: Callable[[Tensor], Tensor] | None, rows: Tensor, total: int, bar: float
     ) -> Int64[Tensor, " n"]:
         """Flattened positions of the n entries that come first among those above the bar, in falling order."""
-        best: list[Tensor] = []
-        ids: list[Tensor] = []
-        for start, block in self.blocks():
-            score = self._barred(key(block).flatten(), start, gone, admissible)
-            found = (score > bar).nonzero().squeeze(-1)
-            best.append(score[found])
-            ids.append(found.add_(start))
-            if sum(map(len, best)) > 2 * n + BLOCK:
-                best, ids = _first(best, ids, n)
-                bar = float(best[0][-1])
-        return _first(best, ids, n)[1][0]
+        best = Largest(n, bar, counts, total)
+        for scores, names in self._blocks(rows, lambda: best.bar):
+            best.offer(key(scores).flatten(), names)
+        return best.names().to(self._device)
 
-    def _guess(self, n: int, key: Key, gone: Tensor | None, admissible: Admissible | None) -> float:
+    def _guess(
+        self, n: int, key: Key, counts: Callable[[Tensor], Tensor] | None, rows: Tensor, total: int
+    ) -> float:
         """A bar that a little more than n entries should pass, from a grid of some of them; −∞ for small tensors."""
-        total = math.prod(self.shape)
-        if total <= 4 * BLOCK:
+        if total <= FEW:
             return -torch.inf
-        score, ids = self._grid(GRID)
-        score = key(score)
-        if gone is not None:
-            score[_among(ids, gone)] = -torch.inf
-        if admissible is not None and not admissible.everything:
-            score[~admissible.contains(unravel(ids, self.shape))] = -torch.inf
+        score, ids = self._grid(max(min(GRID, total // 8), min(EXPECTED * total // n, 2 * n, MOST)), rows)
         expected = n * len(score) / total
         place = math.ceil(expected + 3 * math.sqrt(expected) + 8)
-        return float(score.topk(place).values[-1]) if place <= len(score) else -torch.inf
+        return _nth(key(score), ids, place, counts)
 
-    def _barred(self, score: Tensor, start: int, gone: Tensor | None, admissible: Admissible | None) -> Tensor:
-        """One block of scores, without the entries that do not count."""
-        if gone is not None:
-            low, high = torch.searchsorted(gone, torch.tensor([start, start + len(score)], device=gone.device))
-            score[gone[int(low) : int(high)] - start] = -torch.inf
-        if admissible is not None and not admissible.everything:
-            ids = torch.arange(start, start + len(score), device=score.device)
-            score[~admissible.contains(unravel(ids, self.shape))] = -torch.inf
-        return score
+    def _counts(self, gone: Tensor | None, admissible: Admissible | None) -> Callable[[Tensor], Tensor] | None:
+        """Which flattened positions count; None where all do."""
+        free = admissible is None or admissible.everything
+        if gone is None and free:
+            return None
+
+        def counts(ids: Tensor) -> Tensor:
+            good = torch.ones_like(ids, dtype=torch.bool) if gone is None else ~among(ids, gone)
+            return good if free else good & admissible.contains(unravel(ids, self.shape))  # type: ignore[union-attr]
+
+        return counts
 
 
 class Factors(Score):
@@ -211,22 +235,38 @@ class Factors(Score):
         finite = all(math.isfinite(by) for _, _, by in self._parts)
         return finite and all(_finite(t) for x, g, _ in self._parts for t in (x, g))
 
-    def _grid(self, size: int) -> tuple[Tensor, Tensor]:
-        rows, cols = _lines((self.g.shape[1], self.x.shape[1]), size, self.x.device)
-        score = self.g[:, rows].t() @ self.x[:, cols]
-        return score.flatten(), (rows[:, None] * self.x.shape[1] + cols).flatten()
+    @property
+    def _device(self) -> torch.device:
+        return self._parts[0][0].device
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+    def _grid(self, size: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         width = self.x.shape[1]
-        step = max(1, BLOCK // max(1, width))
-        gt = self.g.t()
-        for row in range(0, gt.shape[0], step):
-            rows = gt[row : row + step]
-            if width <= BLOCK:
-                yield row * width, rows @ self.x
-                continue
-            for col in range(0, width, BLOCK):
-                yield row * width + col, rows @ self.x[:, col : col + BLOCK]
+        some, cols = _lines((len(rows), width), size, self.x.device)
+        some = rows[some]
+        return (self.g[:, some].t() @ self.x[:, cols]).flatten(), (some[:, None] * width + cols).flatten()
+
+    def _blocks(self, rows: Tensor, bar: Callable[[], float]) -> Iterator[Block]:
+        """Rows and columns by falling norm, as far as |g_i| · |x_j|, which bounds an entry, passes the bar.
+
+        Rows of about one norm are taken together, the fewer columns can pass the more rows.
+        """
+        gt, heights, rows = _by_norm(self.g[:, rows], rows)
+        x, widths, cols = _by_norm(self.x, torch.arange(self.x.shape[1], device=self.x.device))
+        gt, width, row = gt.t().contiguous(), self.x.shape[1], 0
+        room = x.new_empty(max(BLOCK, min(width, TILE)))  # one for all blocks: memory in pieces of many sizes adds up
+        while row < len(gt):
+            reach = _reach(widths, heights[row], bar())
+            if not reach:
+                return
+            step = max(1, BLOCK // min(reach, TILE))
+            for col in range(0, reach, TILE):
+                if col >= _reach(widths, heights[row], bar()):
+                    break  # the bar has risen
+                part, own = gt[row : row + step], cols[col : min(col + TILE, reach)]
+                block = room[: len(part) * len(own)].view(len(part), len(own))
+                torch.mm(part, x[:, col : col + len(own)], out=block)
+                yield block, partial(_names, rows[row : row + step] * width, own)
+            row += step
 
 
 class DenseGradient(Score):
@@ -261,15 +301,23 @@ class DenseGradient(Score):
     def is_finite(self) -> bool:
         return _finite(self.gradient)
 
-    def _grid(self, size: int) -> tuple[Tensor, Tensor]:
-        height, width = math.prod(self.out_shape), math.prod(self.in_shape)
-        rows, cols = _lines((height, width), size, self.gradient.device)
-        ids = (rows[:, None] * width + cols).flatten()
+    @property
+    def _device(self) -> torch.device:
+        return self.gradient.device
+
+    def _grid(self, size: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        width = math.prod(self.in_shape)
+        some, cols = _lines((len(rows), width), size, self.gradient.device)
+        ids = (rows[some][:, None] * width + cols).flatten()
         return self.gradient.reshape(-1)[ids], ids
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        for number, block in enumerate(self.gradient.flatten().split(BLOCK)):
-            yield number * BLOCK, block.clone()  # a search writes to it
+    def _blocks(self, rows: Tensor, bar: Callable[[], float]) -> Iterator[Block]:
+        width = math.prod(self.in_shape)
+        flat, cols = self.gradient.reshape(-1, width), torch.arange(width, device=self.gradient.device)
+        for some in rows.split(max(1, BLOCK // width)):
+            for own in cols.split(BLOCK):
+                part = flat[some[:, None], own] if len(own) < width else flat[some]
+                yield part, partial(_names, some * width, own)  # a copy: a search writes to it
 
 
 def same_kind(one: Score, other: Score) -> None:
@@ -303,23 +351,38 @@ def lean_sum(before: Score, fresh: Score, decay: float = 1.0) -> Score:
     return before.scaled(decay) + fresh
 
 
-def _first(best: list[Tensor], ids: list[Tensor], n: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Of scores and positions in pieces the n that come first, in one piece, in falling order."""
-    scores = torch.cat(best)
-    values, order = torch.topk(scores, min(n, len(scores)))
-    return [values], [torch.cat(ids)[order]]
+def _nth(score: Tensor, ids: Tensor, place: int, counts: Callable[[Tensor], Tensor] | None) -> float:
+    """The score at that place in falling order, of those that count; −∞ where there are fewer."""
+    if counts is None:
+        return float(score.topk(place).values[-1]) if place <= len(score) else -torch.inf
+    for some in (2 * place, len(score)):  # looking up which count is slow: most do
+        values, order = score.topk(min(some, len(score)))
+        values = values[counts(ids[order])]
+        if place <= len(values):
+            return float(values[place - 1])
+    return -torch.inf
 
 
-def _ascending(ids: Int64[Tensor, " n"]) -> Int64[Tensor, " m"]:
-    """The ids in order, each once; those that are come back as they are."""
-    return ids if bool((ids[1:] > ids[:-1]).all()) else ids.unique()
+def _by_norm(lines: Float[Tensor, "b n"], numbers: Int64[Tensor, " n"]) -> tuple[Tensor, np.ndarray, Tensor]:
+    """Lines in the order of their norms, the largest first; the negative norms, rounded up; and the lines' numbers."""
+    norms = torch.linalg.vector_norm(lines, dim=0, dtype=torch.float64).neg_()
+    norms, order = norms.sort(stable=True)
+    rounding = 1 + (len(lines) + 8) * torch.finfo(lines.dtype).eps  # of a product of two of them
+    return lines[:, order], norms.mul_(rounding).cpu().numpy(), numbers[order]
 
 
-def _among(ids: Int64[Tensor, " n"], some: Int64[Tensor, " m"]) -> Bool[Tensor, " n"]:
-    """Which ids are among some that ascend."""
-    if not len(some):
-        return torch.zeros_like(ids, dtype=torch.bool)
-    return some[torch.searchsorted(some, ids).clamp_(max=len(some) - 1)] == ids
+def _reach(norms: np.ndarray, other: float, bar: float) -> int:
+    """How many norms may give a product above the bar with another norm; all negative, in rising order."""
+    if bar < 0:
+        return len(norms)
+    return int(np.searchsorted(norms, bar / other)) if other < 0 else 0
+
+
+def _names(starts: Int64[Tensor, " rows"], cols: Int64[Tensor, " cols"], places: Tensor) -> Tensor:
+    """Flattened positions of places in a block of rows that start there, and of those columns."""
+    if len(places) == len(starts) * len(cols):
+        return (starts[:, None] + cols).flatten()
+    return starts[places.div(len(cols), rounding_mode="floor")] + cols[places % len(cols)]
 
 
 def _lines(sizes: tuple[int, int], count: int, device: torch.device) -> tuple[Tensor, Tensor]:

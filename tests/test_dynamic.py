@@ -324,6 +324,7 @@ def test_memory_follows_the_entries_and_not_the_tensor(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("ash.growth.BLOCK", 4096)
     monkeypatch.setattr("ash.growth.GRID", 4096)
+    monkeypatch.setattr("ash.largest.SLACK", 4096)
     n, k = 3000, 5000
     for kind in (SETWiring, RigLWiring):
         wiring = kind(n, n, k)

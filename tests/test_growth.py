@@ -1,5 +1,7 @@
 """The largest entries of a sum of outer products, against the dense gradient."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -231,3 +233,62 @@ def test_gradients_of_two_kinds_or_weights_do_not_add() -> None:
         make((2,), (3,)) + DenseGradient(torch.zeros(2, 3), 1)
     with pytest.raises(UserError, match=r"Factors of a weight \(2,\) x \(3,\)"):
         make((2,), (3,)) + make((3,), (2,))
+
+
+# --- rows and columns by their norms ----------------------------------------------------------------------
+
+
+def skewed(b: int, rows: int, cols: int) -> Factors:
+    """Norms that fall over four orders of magnitude, in any order; some lines are zero."""
+    x, g = (torch.randn(b, n, dtype=torch.float64) * torch.logspace(0, -4, n)[torch.randperm(n)] for n in (cols, rows))
+    x[:, ::5], g[:, 1::7] = 0.0, 0.0
+    return Factors(x, g)
+
+
+@pytest.mark.parametrize("by", KEYS)
+@pytest.mark.parametrize("n", [1, 40, 900])
+def test_blocks_that_cannot_pass_are_left_out(monkeypatch: pytest.MonkeyPatch, n: int, by: str) -> None:
+    monkeypatch.setattr(growth, "BLOCK", 64)
+    monkeypatch.setattr(growth, "TILE", 16)
+    monkeypatch.setattr("ash.largest.SLACK", 64)
+    factors = skewed(3, 90, 110)
+    seen, blocks = 0, factors._blocks
+
+    def counted(*given: Any) -> Any:
+        nonlocal seen
+        for block, names in blocks(*given):
+            seen += block.numel()
+            yield block, names
+
+    monkeypatch.setattr(factors, "_blocks", counted)
+    exclude = torch.arange(0, 9900, 3)
+    barred = torch.zeros(9900, dtype=torch.bool).index_fill(0, exclude, True)
+    assert factors.places(n, exclude, by=by).tolist() == best(factors.dense(), n, by, barred).tolist()
+    assert seen < 9900 * 2 / 3
+
+
+def test_more_entries_than_are_not_zero() -> None:
+    factors = Factors(torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
+    assert factors.places(3).tolist()[0] == 1 and len(factors.places(3).unique()) == 3
+    assert factors.places(1, by="negative").tolist() != [1]
+
+
+def test_the_largest_among_some_rows() -> None:
+    factors = make((4, 3), (5,))
+    rows = torch.tensor([7, 0, 4])
+    outside = torch.ones(12, 5, dtype=torch.bool)
+    outside[rows] = False
+    expected = best(factors.dense(), 6, "largest", outside)
+    assert factors.places(6, rows=rows).tolist() == expected.tolist()
+    dense = DenseGradient(factors.dense(), 2)
+    assert dense.places(6, rows=rows).tolist() == expected.tolist()
+    assert len(dense.places(99, rows=rows)) == 15
+
+
+def test_compiled_and_plain_searches_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    factors = skewed(4, 400, 300)
+    plain = factors.places(700)
+    monkeypatch.setattr("ash.largest.COMPILED", 0)
+    monkeypatch.setattr("ash.jit.LEAST_POINTS", 1)
+    assert torch.equal(factors.places(700), plain)

@@ -65,8 +65,7 @@ DROP_RULES: dict[str, DropRule] = {
 
 def grow_largest(n: int, exclude: Int64[Tensor, " e"], admissible: Admissible, score: Score) -> Int64[Tensor, " n"]:
     """Flattened positions of the n entries largest in |gradient|, exact, in memory proportional to n."""
-    entries, _ = score.top(n, exclude=exclude, admissible=admissible)
-    return ravel(entries, admissible.shape)
+    return score.places(n, exclude, admissible)
 
 
 def grow_random(
