@@ -77,7 +77,7 @@ class CSRPattern:
     def __init__(self, rows: Int64[Tensor, " n"], cols: Int64[Tensor, " n"], shape: tuple[int, int]):
         small = max(*shape, rows.numel()) <= INT32_MAX
         dtype = torch.int32 if small else torch.int64
-        self.shape = shape
+        self.shape, self._asked = shape, 0
         with _plain():
             # a column of indices is not contiguous
             self._given: tuple[Tensor, Tensor] | None = (rows.to(dtype).contiguous(), cols.to(dtype).contiguous())
@@ -131,14 +131,22 @@ class CSRPattern:
     @cached_property
     def row(self) -> Int[Tensor, " n"]:
         """Row of every entry in CSR order."""
+        return self._rows()
+
+    def _rows(self) -> Int[Tensor, " n"]:
         with _plain():
             counts = self.crow.diff().long()
             rows = torch.arange(self.shape[0], dtype=self.crow.dtype, device=self.crow.device)
             return rows.repeat_interleave(counts, output_size=self.nnz)
 
     @cached_property
-    def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+    def transposed(self) -> tuple[Int[Tensor, " ends"], Int[Tensor, " n"], Int[Tensor, " n"]]:
         """(crow, col, order) of the transpose; `order` points into this pattern's CSR order."""
         with _plain():
             order, crow = compress(self.col, self.shape[1])
-            return crow, self.row.index_select(0, order), order
+            return crow, self._rows().index_select(0, order), order.to(crow.dtype)
+
+    def transposed_if_kept(self) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
+        """`transposed` from the second time on that it is asked for: a structure that serves once is not sorted."""
+        self._asked += 1
+        return self.transposed if self._asked > 1 or "transposed" in vars(self) else (None, None, None)

@@ -89,13 +89,32 @@ def test_what_is_not_finite_is_kept(number: float) -> None:
     assert y[:16].isfinite().all()
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_rows_of_a_block_are_as_wide_as_batch_and_columns_allow(monkeypatch: pytest.MonkeyPatch, narrow: bool) -> None:
+    """256 bytes or 128: 64 or 32 numbers in float32, 32 or 16 in float64."""
+    if narrow:
+        monkeypatch.setattr(compiled, "WIDE_BLOCK", 0)
+    for dtype, b in ((torch.float32, 128), (torch.float64, 64)):
+        parts, spaces = compiled._spaces(torch.zeros(b, COLUMNS, dtype=dtype), COLUMNS)
+        assert spaces[0][0].shape == (COLUMNS, b // 4 if narrow else b // 2)
+        assert parts == [(0, b // 2), (b // 2, b)]
+        assert all(torch.allclose(found, wanted, atol=1e-4) for found, wanted in products(b, dtype, torch.int32))
+
+
+def transpose(crow: Tensor, row: Tensor, col: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    order = col.long().argsort(stable=True)
+    return torch.searchsorted(col[order], torch.arange(COLUMNS + 1)).int(), row[order].int(), order.int()
+
+
 def test_derivatives_by_differences() -> None:
-    values, crow, col, _ = matrix(torch.float64, torch.int32)
+    values, crow, col, row = matrix(torch.float64, torch.int32)
+    turned = transpose(crow, row, col)
     values, x, g = (
         leaf.requires_grad_() for leaf in (values, torch.randn(3, COLUMNS).double(), torch.randn(3, ROWS).double())
     )
     for function, leaves in (
         (lambda v, x: compiled.rows_matmul(v, crow, col, x), (values, x)),
+        (lambda v, x: compiled.rows_matmul(v, crow, col, x, *turned), (values, x)),
         (lambda v, g: compiled.rows_matmul_back(v, crow, col, g, COLUMNS), (values, g)),
         (lambda g, x: compiled.rows_sddmm(g, x, crow, col), (g, x)),
     ):
@@ -104,12 +123,13 @@ def test_derivatives_by_differences() -> None:
 
 
 def test_operators_are_well_made() -> None:
-    values, crow, col, _ = matrix(torch.float64, torch.int32)
+    values, crow, col, row = matrix(torch.float64, torch.int32)
     x = torch.randn(17, COLUMNS, dtype=torch.float64, requires_grad=True)
     g = torch.randn(17, ROWS, dtype=torch.float64, requires_grad=True)
     values.requires_grad_()
     for operator, arguments in (
         (compiled.rows_matmul, (values, crow, col, x)),
+        (compiled.rows_matmul, (values, crow, col, x, *transpose(crow, row, col))),
         (compiled.rows_matmul_back, (values, crow, col, g, COLUMNS)),
         (compiled.rows_sddmm, (g, x, crow, col)),
     ):
@@ -126,6 +146,20 @@ def test_where_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not compiled.serves(1_000_000, x.half())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     assert not compiled.serves(1_000_000, x)
+
+
+def test_a_structure_that_serves_again_is_sorted_by_columns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "LEAST_WORK", 0)
+    indices, values = torch.randint(30, (200, 2)), torch.randn(200)
+    weight, found = SparseWeight(indices, values, (30,), (30,)), []
+    for i in range(3):
+        x = torch.ones(20, 30).requires_grad_(i < 2)
+        y = contract(weight, x, "torch")
+        assert ("transposed" in vars(weight.pattern)) == (i > 0)
+        if i < 2:
+            found.append(torch.autograd.grad(y.sum(), x)[0])
+    expected = torch.zeros(30).index_add(0, indices[:, 1], values).expand(20, 30)
+    assert all(torch.allclose(each, expected, atol=1e-5) for each in found)
 
 
 @pytest.mark.parametrize("without", ["switched off", "numba missing"])

@@ -2,8 +2,9 @@
 
     y = rows_matmul(W, x) = x Wᵀ      dL/dx = rows_matmul_back(W, g) = g W      dL/dW = rows_sddmm(g, x)
 
-Each operator's derivative is made of the three. None needs the structure of the transpose. `serves` says
-where they beat the library's CSR product; without numba it is False everywhere.
+Each operator's derivative is made of the three. None needs the structure of the transpose; where it is known,
+dL/dx = rows_matmul(Wᵀ, g), which reads where `rows_matmul_back` reads and writes. `serves` says where they
+beat the library's CSR product; without numba it is False everywhere.
 """
 
 from functools import cache
@@ -21,6 +22,13 @@ LEAST_BATCH = 16
 LEAST_WORK = 5_000_000
 """Entries × batch below which a step is so short that loading numba (seconds) is not worth what it saves."""
 
+WIDTHS = (256, 128)
+"""Bytes of a row of a block. Wide ones share the reading of an entry among more of the batch."""
+WIDE_BLOCK = 1 << 19
+"""Bytes of a block, which is read in any order and has to stay in the second-level cache, for the wider rows."""
+STRIP = 1 << 16
+"""Bytes of the rows or columns that are turned at once; they leave room for the block in the cache."""
+
 enabled = True
 """False keeps the compiled kernels out of use."""
 
@@ -32,8 +40,9 @@ def _lanes() -> ModuleType:
     return lanes
 
 
-def _width(x: Tensor) -> int:
-    return int(_lanes().BYTES) // x.element_size()
+def _blocks(x: Tensor) -> int:
+    """Blocks of the batch, the last of which may be part empty, where rows are narrow."""
+    return -(-x.shape[0] * x.element_size() // WIDTHS[1])
 
 
 def serves(nnz: int, x: Tensor) -> bool:
@@ -46,34 +55,49 @@ def serves(nnz: int, x: Tensor) -> bool:
         return False
     if x.shape[0] < LEAST_BATCH or nnz * x.shape[0] < LEAST_WORK or not available():
         return False
-    return torch.get_num_threads() <= 2 * -(-x.shape[0] // _width(x))
+    return torch.get_num_threads() <= 2 * _blocks(x)
 
 
-def _pieces(x: Tensor) -> Pieces:
-    """The batch in as many runs of whole blocks as there are threads for."""
-    return pieces(x.shape[0], _width(x))
+def _width(x: Tensor, columns: int) -> int:
+    """Bytes of a row of a block: wide where the block stays small and every thread has a block all the same."""
+    wide, narrow = WIDTHS
+    whole = x.shape[0] * x.element_size() >= wide * torch.get_num_threads()
+    return wide if whole and columns * wide <= WIDE_BLOCK else narrow
 
 
-def _buffers(x: Tensor, count: int, columns: int) -> list[tuple[Any, Any]]:
-    """For each piece the kernels' block and strip."""
-    sizes = columns, _lanes().STRIP
-    return list(zip(*(torch.empty(count, n, _width(x), dtype=x.dtype).numpy() for n in sizes), strict=True))
+def _spaces(x: Tensor, columns: int) -> tuple[Pieces, list[tuple[Any, ...]]]:
+    """The batch in runs of whole blocks, one for each thread, and the kernels' block, strip and width for each."""
+    width = _width(x, columns)
+    lanes, registers = width // x.element_size(), (0,) * (width // _lanes().REGISTER)
+    split = pieces(x.shape[0], lanes)
+    blocks, strips = (torch.empty(len(split), n, lanes, dtype=x.dtype).numpy() for n in (columns, STRIP // width))
+    return split, [(block, strip, registers) for block, strip in zip(blocks, strips, strict=True)]
 
 
 def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size: int, columns: int) -> Tensor:
     y = x.new_zeros(x.shape[0], size) if not len(matrix[0]) else x.new_empty(x.shape[0], size)
     if not len(matrix[0]) or not y.numel():
         return y
-    split = _pieces(x)
-    *csr, given, found = arrays(*matrix, x, y)
-    buffers = _buffers(x, len(split), columns)
-    run(lambda i, begin, end: kernel(*csr, given, found, *buffers[i], begin, end), split)
+    split, spaces = _spaces(x, columns)
+    given = arrays(*matrix, x, y)
+    run(lambda i, begin, end: kernel(*given, *spaces[i], begin, end), split)
     return y
 
 
-@operator("rows_matmul(Tensor values, Tensor crow, Tensor col, Tensor x) -> Tensor")
-def rows_matmul(values: Tensor, crow: Tensor, col: Tensor, x: Tensor) -> Tensor:
-    """(rows × columns in CSR), (b, columns) -> x · Wᵀ, (b, rows)."""
+@operator(
+    "rows_matmul(Tensor values, Tensor crow, Tensor col, "
+    "Tensor x, Tensor? t_crow=None, Tensor? t_col=None, Tensor? t_order=None) -> Tensor"
+)
+def rows_matmul(
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    x: Tensor,
+    t_crow: Tensor | None = None,
+    t_col: Tensor | None = None,
+    t_order: Tensor | None = None,
+) -> Tensor:
+    """(rows × columns in CSR), (b, columns) -> x · Wᵀ, (b, rows). `t_…`: the transpose's structure, if known."""
     return _product(_lanes().multiply, (values, crow, col), x, len(crow) - 1, x.shape[1])
 
 
@@ -88,16 +112,16 @@ def rows_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     """(b, rows), (b, columns) -> the entries of gᵀ · x at a CSR structure, in its order."""
     if not len(col) or not len(x):
         return x.new_zeros(len(col))
-    split = _pieces(x)
+    split, spaces = _spaces(x, x.shape[1])
     parts = x.new_zeros(len(split), len(col))
-    given, found, *csr, sums = arrays(g, x, crow, col, parts)
-    buffers, kernel = _buffers(x, len(split), x.shape[1]), _lanes().sample
-    run(lambda i, begin, end: kernel(given, found, *csr, sums[i], *buffers[i], begin, end), split)
+    *given, sums = arrays(g, x, crow, col, parts)
+    kernel = _lanes().sample
+    run(lambda i, begin, end: kernel(*given, sums[i], *spaces[i], begin, end), split)
     return parts.sum(0) if len(split) > 1 else parts.squeeze(0)
 
 
 @rows_matmul.register_fake
-def _(values, crow, col, x):  # type: ignore[no-untyped-def]
+def _(values, crow, col, x, t_crow=None, t_col=None, t_order=None):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], crow.shape[0] - 1)
 
 
@@ -115,11 +139,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:4])
 
 
+def _save_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
 def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, crow, col, x = ctx.saved_tensors
+    values, crow, col, x, t_crow, t_col, t_order = ctx.saved_tensors
     d_values = rows_sddmm(grad, x, crow, col) if ctx.needs_input_grad[0] else None
-    d_x = rows_matmul_back(values, crow, col, grad, x.shape[1]) if ctx.needs_input_grad[3] else None
-    return d_values, None, None, d_x
+    d_x = None
+    if ctx.needs_input_grad[3] and t_crow is not None:
+        d_x = rows_matmul(values.index_select(0, t_order), t_crow, t_col, grad)
+    elif ctx.needs_input_grad[3]:
+        d_x = rows_matmul_back(values, crow, col, grad, x.shape[1])
+    return d_values, None, None, d_x, None, None, None
 
 
 def _back_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,6 +168,6 @@ def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return d_g, d_x, None, None
 
 
-rows_matmul.register_autograd(_matmul_backward, setup_context=_save)
+rows_matmul.register_autograd(_matmul_backward, setup_context=_save_all)
 rows_matmul_back.register_autograd(_back_backward, setup_context=_save)
 rows_sddmm.register_autograd(_sddmm_backward, setup_context=_save)

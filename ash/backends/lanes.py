@@ -3,7 +3,8 @@
 A block of `lanes` batch rows is turned into a (columns × lanes) buffer that stays in the cache where it can.
 One entry of the matrix then is one vector operation; the side of the rows is turned a strip at a time. The
 caller gives both buffers, 64-byte aligned and of the batch's type: `block` (columns, lanes), `strip`
-(STRIP, lanes). All arrays are contiguous; the kernels check nothing and run without the GIL.
+(some rows, lanes), and `width`, a tuple as long as a row of them has registers: a number that the compiler knows.
+All arrays are contiguous; the kernels check nothing and run without the GIL.
 """
 
 # mypy: ignore-errors
@@ -14,22 +15,24 @@ from numba.extending import intrinsic, models, register_model
 
 from ash.jit.kernel import kernel
 
-BYTES = 128
-"""Width of a block: 32 float32 or 16 float64. Wider ones spill out of the second-level cache sooner."""
+REGISTER = 64
+"""Bytes of the widest vector register; a row of a block is one or more."""
 GROUP = 8
 """Batch rows that are transposed at once; more streams at a power-of-two distance evict each other."""
-STRIP = 1024
-"""Rows or columns that are turned at once: 128 KB, which leave room for the block in the cache."""
-ALIGNED = 64
+LINE = 16
+"""Rows of a block that are turned back at once: a line of the cache in the result, which is written whole."""
+QUAD = 4
+"""Entries whose sums of products are folded together: two shuffles each instead of four."""
 REORDER = ("contract", "reassoc")  # no flag that would let the compiler assume there is no NaN or infinity
 
 
 class Lanes(types.Type):
     """One row of a block: a vector register, or several."""
 
-    def __init__(self, dtype):
-        self.dtype, self.count = dtype, 8 * BYTES // dtype.bitwidth
-        super().__init__(name=f"Lanes({dtype})")
+    def __init__(self, dtype, width):
+        self.dtype, self.register = dtype, 8 * REGISTER // dtype.bitwidth
+        self.count = width.count * self.register
+        super().__init__(name=f"Lanes({dtype}, {self.count})")
 
 
 @register_model(Lanes)
@@ -41,8 +44,36 @@ class LanesModel(models.PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(element, kind.count))
 
 
-def _constant(indices):
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), list(indices))
+def _shuffle(builder, one, other, indices):
+    """Elements of two vectors, numbered through."""
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(indices)), list(indices))
+    return builder.shuffle_vector(one, other, mask)
+
+
+def _slice(builder, vector, begin, end):
+    return _shuffle(builder, vector, ir.Constant(vector.type, ir.Undefined), range(begin, end))
+
+
+def _fold(builder, vector, count):
+    """Sums of the elements whose numbers are alike modulo count."""
+    while vector.type.count > count:
+        half = vector.type.count // 2
+        halves = [_slice(builder, vector, i, i + half) for i in (0, half)]
+        vector = builder.fadd(*halves, flags=REORDER)
+    return vector
+
+
+def _weave(builder, one, other, unit):
+    """Neighbours, `unit` elements each, of either vector added up; what comes of the two takes turns."""
+    count, starts = one.type.count, range(0, one.type.count, 2 * unit)
+    low = [n + i for start in starts for n in (start, count + start) for i in range(unit)]
+    halves = [_shuffle(builder, one, other, [n + shift for n in low]) for shift in (0, unit)]
+    return builder.fadd(*halves, flags=REORDER)
+
+
+def _products(builder, one, other, register):
+    """One register of sums of products."""
+    return _fold(builder, builder.fmul(one, other, flags=REORDER), register)
 
 
 def _address(context, builder, signature, args, kind):
@@ -53,14 +84,14 @@ def _address(context, builder, signature, args, kind):
 
 
 @intrinsic
-def load(typing, block, row):
+def load(typing, block, row, width):
     """One row of a block."""
-    kind = Lanes(block.dtype)
+    kind = Lanes(block.dtype, width)
 
     def generate(context, builder, signature, args):
-        return builder.load(_address(context, builder, signature, args, kind), align=ALIGNED)
+        return builder.load(_address(context, builder, signature, args, kind), align=REGISTER)
 
-    return kind(block, row), generate
+    return kind(block, row, width), generate
 
 
 @intrinsic
@@ -68,21 +99,31 @@ def store(typing, block, row, lanes):
     """Overwrite one row of a block."""
 
     def generate(context, builder, signature, args):
-        builder.store(args[2], _address(context, builder, signature, args, lanes), align=ALIGNED)
+        builder.store(args[2], _address(context, builder, signature, args, lanes), align=REGISTER)
         return context.get_dummy_value()
 
     return types.void(block, row, lanes), generate
 
 
 @intrinsic
-def zero(typing, block):
+def zero(typing, block, width):
     """Lanes of zeros, of a block's type."""
-    kind = Lanes(block.dtype)
+    kind = Lanes(block.dtype, width)
 
     def generate(context, builder, signature, args):
         return ir.Constant(context.get_value_type(kind), None)
 
-    return kind(block), generate
+    return kind(block, width), generate
+
+
+@intrinsic
+def add(typing, one, other):
+    """one + other."""
+
+    def generate(context, builder, signature, args):
+        return builder.fadd(*args, flags=REORDER)
+
+    return one(one, other), generate
 
 
 @intrinsic
@@ -92,7 +133,7 @@ def add_product(typing, total, factor, lanes):
     def generate(context, builder, signature, args):
         blank = ir.Constant(args[2].type, ir.Undefined)
         first = builder.insert_element(blank, args[1], ir.IntType(32)(0))
-        factors = builder.shuffle_vector(first, blank, _constant([0] * lanes.count))
+        factors = _shuffle(builder, first, blank, [0] * lanes.count)
         return builder.fadd(args[0], builder.fmul(factors, args[2], flags=REORDER), flags=REORDER)
 
     return lanes(lanes, lanes.dtype, lanes), generate
@@ -100,19 +141,29 @@ def add_product(typing, total, factor, lanes):
 
 @intrinsic
 def dot(typing, one, other):
-    """Sum of the products of two rows, half against half."""
+    """Sum of the products of two rows."""
 
     def generate(context, builder, signature, args):
-        part, count = builder.fmul(*args, flags=REORDER), one.count
-        while count > 1:
-            count //= 2
-            blank = ir.Constant(part.type, ir.Undefined)
-            low, high = _constant(range(count)), _constant(range(count, 2 * count))
-            halves = [builder.shuffle_vector(part, blank, half) for half in (low, high)]
-            part = builder.fadd(*halves, flags=REORDER)
-        return builder.extract_element(part, ir.IntType(32)(0))
+        return builder.extract_element(_fold(builder, builder.fmul(*args, flags=REORDER), 1), ir.IntType(32)(0))
 
     return one.dtype(one, other), generate
+
+
+@intrinsic
+def add_dots(typing, entries, place, row, a, b, c, d):
+    """entries[place : place + QUAD] += sums of the products of a row and of each of the others."""
+
+    def generate(context, builder, signature, args):
+        each = [_products(builder, args[2], other, row.register) for other in args[3:]]
+        pairs = [_weave(builder, *each[i : i + 2], 1) for i in (0, 2)]
+        sums = _fold(builder, _weave(builder, *pairs, 2), QUAD)
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        start = builder.gep(array.data, [context.cast(builder, args[1], signature.args[1], types.intp)])
+        address, align = builder.bitcast(start, sums.type.as_pointer()), row.dtype.bitwidth // 8
+        builder.store(builder.fadd(builder.load(address, align=align), sums), address, align=align)
+        return context.get_dummy_value()
+
+    return types.void(entries, place, row, a, b, c, d), generate
 
 
 @kernel
@@ -131,56 +182,72 @@ def _pack(x, start, first, block):
 
 
 @kernel
-def _pack_all(x, start, block):
-    for first in range(0, x.shape[1], STRIP):
-        _pack(x, start, first, block[first : first + STRIP])
+def _pack_all(x, start, block, size):
+    for first in range(0, x.shape[1], size):
+        _pack(x, start, first, block[first : first + size])
 
 
 @kernel
 def _unpack(block, start, first, y):
     width = min(block.shape[0], y.shape[1] - first)
-    for j in range(min(block.shape[1], y.shape[0] - start)):
-        for r in range(width):
-            y[start + j, first + r] = block[r, j]
+    for low in range(0, width, LINE):
+        for j in range(min(block.shape[1], y.shape[0] - start)):
+            for r in range(low, min(low + LINE, width)):
+                y[start + j, first + r] = block[r, j]
 
 
 @kernel
-def multiply(values, crow, col, x, y, block, strip, begin, end):
+def multiply(values, crow, col, x, y, block, strip, width, begin, end):
     """y[begin:end] = x[begin:end] · Wᵀ for x `(b, columns)` and y `(b, rows)`."""
+    size = strip.shape[0]
     for start in range(begin, end, block.shape[1]):
-        _pack_all(x, start, block)
-        for first in range(0, crow.size - 1, STRIP):
-            for r in range(min(STRIP, crow.size - 1 - first)):
-                total = zero(block)
-                for p in range(crow[first + r], crow[first + r + 1]):
-                    total = add_product(total, values[p], load(block, col[p]))
-                store(strip, r, total)
+        _pack_all(x, start, block, size)
+        for first in range(0, crow.size - 1, size):
+            for r in range(min(size, crow.size - 1 - first)):
+                p, last = crow[first + r], crow[first + r + 1]
+                total, other = zero(block, width), zero(block, width)  # two: an addition waits for the one before
+                while p + 1 < last:
+                    total = add_product(total, values[p], load(block, col[p], width))
+                    other = add_product(other, values[p + 1], load(block, col[p + 1], width))
+                    p += 2
+                if p < last:
+                    total = add_product(total, values[p], load(block, col[p], width))
+                store(strip, r, add(total, other))
             _unpack(strip, start, first, y)
 
 
 @kernel
-def multiply_back(values, crow, col, g, z, block, strip, begin, end):
+def multiply_back(values, crow, col, g, z, block, strip, width, begin, end):
     """z[begin:end] = g[begin:end] · W for g `(b, rows)` and z `(b, columns)`, by W's own structure."""
+    size = strip.shape[0]
     for start in range(begin, end, block.shape[1]):
         block[:] = 0
-        for first in range(0, crow.size - 1, STRIP):
+        for first in range(0, crow.size - 1, size):
             _pack(g, start, first, strip)
-            for r in range(min(STRIP, crow.size - 1 - first)):
-                row = load(strip, r)
+            for r in range(min(size, crow.size - 1 - first)):
+                row = load(strip, r, width)
                 for p in range(crow[first + r], crow[first + r + 1]):
-                    store(block, col[p], add_product(load(block, col[p]), values[p], row))
-        for first in range(0, z.shape[1], STRIP):
-            _unpack(block[first : first + STRIP], start, first, z)
+                    store(block, col[p], add_product(load(block, col[p], width), values[p], row))
+        for first in range(0, z.shape[1], size):
+            _unpack(block[first : first + size], start, first, z)
 
 
 @kernel
-def sample(g, x, crow, col, entries, block, strip, begin, end):
+def sample(g, x, crow, col, entries, block, strip, width, begin, end):
     """entries += those of g[begin:end]ᵀ · x[begin:end] that W stores, in its order."""
+    size = strip.shape[0]
     for start in range(begin, end, block.shape[1]):
-        _pack_all(x, start, block)
-        for first in range(0, crow.size - 1, STRIP):
+        _pack_all(x, start, block, size)
+        for first in range(0, crow.size - 1, size):
             _pack(g, start, first, strip)
-            for r in range(min(STRIP, crow.size - 1 - first)):
-                row = load(strip, r)
-                for p in range(crow[first + r], crow[first + r + 1]):
-                    entries[p] += dot(row, load(block, col[p]))
+            for r in range(min(size, crow.size - 1 - first)):
+                row = load(strip, r, width)
+                p, last = crow[first + r], crow[first + r + 1]
+                while p + QUAD <= last:
+                    a, b = load(block, col[p], width), load(block, col[p + 1], width)
+                    c, d = load(block, col[p + 2], width), load(block, col[p + 3], width)
+                    add_dots(entries, p, row, a, b, c, d)
+                    p += QUAD
+                while p < last:
+                    entries[p] += dot(row, load(block, col[p], width))
+                    p += 1

@@ -162,9 +162,11 @@ class Torch(Backend):
         wide = x.is_cpu and x.dtype in (torch.float16, torch.bfloat16)
         source = x.float() if wide else x
         values = pattern.arrange(weight.values).to(source.dtype)
+        learns = x.requires_grad and torch.is_grad_enabled()
         if compiled.serves(pattern.nnz, source.t()):
-            return compiled.rows_matmul(values, pattern.crow, pattern.col, source.t()).t().to(x.dtype)
-        known = pattern.transposed if x.requires_grad and torch.is_grad_enabled() else (None, None, None)
+            turned = pattern.transposed_if_kept() if learns else (None, None, None)
+            return compiled.rows_matmul(values, pattern.crow, pattern.col, source.t(), *turned).t().to(x.dtype)
+        known = pattern.transposed if learns else (None, None, None)
         y = csr_matmul(values, pattern.crow, pattern.col, source.contiguous(), *known)
         return y.to(x.dtype)
 
