@@ -59,8 +59,10 @@ def contract(
 
 def _shared(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     """(b, i, e) -> (b, o, e) for one weight: the batch and the extra dimensions become columns."""
+    if isinstance(weight, DrawnWeight) and backend in ("auto", "triton"):
+        return weight.multiply(x)
     rows, cols = weight.matrix_shape
-    name = choose_backend(rows, cols, weight.values.numel()) if backend == "auto" else backend
+    name = choose_backend(rows, cols, weight.entries) if backend == "auto" else backend
     b, _, e = x.shape
     if e == 1:
         return _multiply(weight, x.reshape(b, cols).t(), name).t().contiguous().unsqueeze(-1)

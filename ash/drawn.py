@@ -1,7 +1,8 @@
-"""`DrawnWeight`: a weight per instance whose points are made only if somebody asks for them."""
+"""Weights of tuples whose points are made only if somebody asks for them: `DrawnWeight`, `DrawnMatrix`."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from functools import cached_property
 
@@ -11,21 +12,19 @@ from torch import Tensor
 
 from ash import jit
 from ash.contexts import Context
+from ash.jit.arranged import arranged
 from ash.jit.drawn import Plan, product
 from ash.jit.tuples import EXACT, MOST, draw_points, tuple_weights
 from ash.kernels import Gaussian, Kernel, StudentT
+from ash.pattern import ArrangedPattern, CSRPattern, pointers
 from ash.sampling import Sampling, counts, new_seed, widths
 from ash.template import Admissible, Template
 from ash.tuples import IndexTuples
 from ash.weight import SparseWeight
 
 
-class DrawnWeight(SparseWeight):
-    """What a draw of tuples (b, k, …) gives, context `"tuple"`.
-
-    `multiply` draws, weighs and contracts block by block, and stores nothing of the size b · k · m. `indices` and
-    `values` are the same draw, made when they are first asked for.
-    """
+class _Drawn(SparseWeight):
+    """A draw of tuples (*b, k, …), context `"tuple"`. `indices` and `values` are made when they are first asked for."""
 
     def __init__(
         self,
@@ -48,26 +47,40 @@ class DrawnWeight(SparseWeight):
 
     @property
     def per_instance(self) -> bool:
-        return True
+        return self.tuples.values.dim() == 2
+
+    @property
+    def entries(self) -> int:
+        return self.plan.k * self.plan.points
 
     @cached_property
     def _points(self) -> Int64[Tensor, "q t m"]:
         own, plan = self.tuples, self.plan
-        anchors, residuals, scales = (t.detach().flatten(0, 1) for t in (own.anchors, own.residuals, own.scales))
+        anchors, residuals, scales = (t.detach().flatten(0, -2) for t in (own.anchors, own.residuals, own.scales))
         return draw_points(anchors, residuals, scales, plan.sizes, plan.widths, plan.counts, plan.seed)
 
     @cached_property
-    def indices(self) -> Int64[Tensor, "b n r"]:
+    def indices(self) -> Int64[Tensor, "*b n r"]:
         points = self._points.unflatten(1, self.tuples.values.shape).movedim(0, -1)
         return self.template.fill(points, self.fixed).flatten(-3, -2)
 
     @cached_property
-    def values(self) -> Float[Tensor, "b n"]:
+    def values(self) -> Float[Tensor, "*b n"]:
         own = self.tuples
-        residuals, scales, anchors = (t.flatten(0, 1) for t in (own.residuals, own.scales, own.anchors))
+        residuals, scales, anchors = (t.flatten(0, -2) for t in (own.residuals, own.scales, own.anchors))
         nu, extent = self.plan.nu, max(self.plan.sizes)
         weights = tuple_weights(own.values.flatten(), residuals, scales, anchors, self._points, None, nu, extent)
         return weights.unflatten(0, own.values.shape).flatten(-2)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.out_shape} x {self.in_shape}, tuples={tuple(self.tuples.values.shape)})"
+
+
+class DrawnWeight(_Drawn):
+    """What a draw of tuples (b, k, …) gives: a weight per instance.
+
+    `multiply` draws, weighs and contracts block by block, and stores nothing of the size b · k · m.
+    """
 
     def multiply(self, x: Float[Tensor, "b i e"]) -> Float[Tensor, "b o e"]:
         """W · x, instance by instance."""
@@ -75,8 +88,26 @@ class DrawnWeight(SparseWeight):
         y = product(own.values, own.residuals, own.scales, own.anchors, x, self.plan, self.matrix_shape[0])
         return y.to(x.dtype)
 
-    def __repr__(self) -> str:
-        return f"DrawnWeight({self.out_shape} x {self.in_shape}, tuples={tuple(self.tuples.values.shape)})"
+
+class DrawnMatrix(_Drawn):
+    """What a draw of tuples (k, …) gives: a shared weight, drawn and weighed into its CSR arrays."""
+
+    @cached_property
+    def _arrays(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        own, fixed = self.tuples, self.plan.fixed
+        rows = fixed[:, 0] if len(fixed) and not self.plan.strides[:, 0].any() else None
+        crow = None
+        if rows is not None and bool((rows[1:] >= rows[:-1]).all()):
+            crow = pointers(rows, self.matrix_shape[0]) * self.plan.points
+        return arranged(own.values, own.residuals, own.scales, own.anchors, crow, self.plan, self.matrix_shape)
+
+    @cached_property
+    def pattern(self) -> CSRPattern:
+        _, crow, col, where = self._arrays
+        return ArrangedPattern(crow, col, where, self.matrix_shape)
+
+    def arranged(self) -> Float[Tensor, " n"]:
+        return self._arrays[0]
 
 
 def draw_weight(
@@ -91,17 +122,24 @@ def draw_weight(
     template: Template,
     admissible: Admissible,
     generator: torch.Generator,
-) -> DrawnWeight | None:
-    """A draw for each instance of tuples (b, k, …) that is never stored; None where it is not to be had.
+) -> DrawnWeight | DrawnMatrix | None:
+    """A draw of tuples (k, …), or for each instance of (b, k, …); None where it is not to be had.
 
     For the context `"tuple"` without an admissible set, a Gaussian or Student's t, and work on the CPU that is
     large enough for compiled kernels. Guided and kept samples are uniform.
     """
+    if tuples.values.is_cuda:
+        fuse = importlib.import_module("ash.backends.triton.weight").fuse  # above this file, and for GPUs alone
+        given = {"sampling": sampling, "kernel": kernel, "context": context, "template": template}
+        drawn: DrawnWeight | None = fuse(
+            tuples, fixed, out_shape, in_shape, **given, admissible=admissible, generator=generator
+        )
+        return drawn
     sizes = template.sizes((*out_shape, *in_shape))
     m = sampling.points(len(sizes))
-    fits = tuples.values.dim() == 2 and context.name == "tuple" and admissible.everything and bool(sizes)
+    fits = context.name == "tuple" and admissible.everything and bool(sizes) and tuples.values.numel() > 0
     known = type(kernel) in (Gaussian, StudentT) and m <= MOST and max(sizes, default=0) <= EXACT
-    if not (fits and known and jit.serves(tuples.values.numel() * m, tuples.residuals, tuples.values)):
+    if not (fits and known and jit.serves(tuples.values.numel() * m, tuples.residuals, tuples.scales, tuples.values)):
         return None
     strides, offsets = _flattening(template, fixed, out_shape, in_shape)
     plan = Plan(
@@ -114,7 +152,8 @@ def draw_weight(
         k=tuples.k,
         nu=kernel.nu if isinstance(kernel, StudentT) else 0.0,
     )
-    return DrawnWeight(tuples, fixed, template, out_shape, in_shape, plan)
+    kind = DrawnWeight if tuples.values.dim() == 2 else DrawnMatrix
+    return kind(tuples, fixed, template, out_shape, in_shape, plan)
 
 
 def _flattening(

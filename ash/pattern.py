@@ -74,7 +74,7 @@ class CSRPattern:
         nnz: n, stored entries, duplicates included.
     """
 
-    def __init__(self, rows: Int64[Tensor, " n"], cols: Int64[Tensor, " n"], shape: tuple[int, int]):
+    def __init__(self, rows: Int[Tensor, " n"], cols: Int[Tensor, " n"], shape: tuple[int, int]):
         small = max(*shape, rows.numel()) <= INT32_MAX
         dtype = torch.int32 if small else torch.int64
         self.shape, self._asked = shape, 0
@@ -150,3 +150,33 @@ class CSRPattern:
         """`transposed` from the second time on that it is asked for: a structure that serves once is not sorted."""
         self._asked += 1
         return self.transposed if self._asked > 1 or "transposed" in vars(self) else (None, None, None)
+
+
+class ArrangedPattern(CSRPattern):
+    """The structure of entries whose CSR arrays are known already.
+
+    Args:
+        crow, col, shape: the arrays, and (rows, columns).
+        where: place of every given entry in them; None where they are given row by row.
+    """
+
+    def __init__(self, crow: Tensor, col: Tensor, where: Int[Tensor, " n"] | None, shape: tuple[int, int]):
+        super().__init__(col[:0], col[:0], shape)
+        self.nnz, self._given = len(col), None
+        self._pointers, self._col, self._where = crow, col, where
+
+    @cached_property
+    def order(self) -> Int64[Tensor, " n"] | None:
+        if self._where is None:
+            return None
+        with _plain():
+            numbers = torch.arange(self.nnz, device=self._where.device)
+            return torch.empty_like(numbers).scatter_(0, self._where.long(), numbers)
+
+    @property
+    def crow(self) -> Int[Tensor, " ends"]:
+        return self._pointers
+
+    @property
+    def col(self) -> Int[Tensor, " n"]:
+        return self._col

@@ -81,6 +81,11 @@ class SparseWeight:
         """Whether there is one weight for each instance of the batch."""
         return self.values.dim() == 2
 
+    @property
+    def entries(self) -> int:
+        """n, stored entries (of an instance)."""
+        return self.values.shape[-1]
+
     @cached_property
     def row_ids(self) -> Int64[Tensor, "*b n"]:
         """Flattened output position of every entry."""
@@ -98,6 +103,10 @@ class SparseWeight:
         if self.cached_pattern is not None:
             return self.cached_pattern
         return CSRPattern(self.row_ids, self.col_ids, self.matrix_shape)
+
+    def arranged(self) -> Float[Tensor, " n"]:
+        """The values in the order of `pattern`'s CSR arrays, with their gradients."""
+        return self.pattern.arrange(self.values)
 
     def check(self) -> SparseWeight:
         """This weight, after making sure that every position lies inside the tensor."""
@@ -127,7 +136,7 @@ class SparseWeight:
         require(not self.per_instance, "coalesce needs a shared weight; take one instance first.")
         ids, place = torch.unique(ravel(self.indices, self.shape), return_inverse=True)
         values = self.values.new_zeros(ids.numel()).index_add(0, place, self.values)
-        return replace(self, indices=unravel(ids, self.shape), values=values, cached_pattern=None)
+        return SparseWeight(unravel(ids, self.shape), values, self.out_shape, self.in_shape, None, self.candidate)
 
     def rows(self, block: slice) -> SparseWeight:
         """The entries whose first output index lies in `block`, as a weight of that many outputs.

@@ -6,6 +6,7 @@ The derivative of each is made of the two again, so second derivatives work. Wit
 same operators gather and add. A batch that lies row by row goes to `ash.backends.compiled` where that serves.
 """
 
+import importlib
 import warnings
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import Tensor
 from ash.backends import compiled
 from ash.backends.base import Backend
 from ash.backends.operator import operator
-from ash.pattern import compress
 from ash.weight import SparseWeight
 
 GATHER_BLOCK = 1 << 22
@@ -31,6 +31,14 @@ native = torch.backends.mkl.is_available()
 
 def _runs_natively(x: Tensor) -> bool:
     return (native or x.is_cuda) and x.dtype in (torch.float32, torch.float64)
+
+
+def _own(name: str, x: Tensor) -> Any:
+    """The library's own kernel for GPUs where it is the one to take, else None."""
+    if not x.is_cuda:
+        return None
+    own = importlib.import_module("ash.backends.triton.csr")
+    return getattr(own, name) if own.wanted(name, x) else None
 
 
 def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -59,6 +67,9 @@ def csr_matmul(
     rows = len(crow) - 1
     if not len(values) or not x.numel():
         return x.new_zeros(rows, x.shape[1])
+    own = _own("matmul", x)
+    if own is not None:
+        return own(values, crow, col, x)
     if _runs_natively(x):
         return _native_matmul(_csr(crow, col, values, (rows, x.shape[0])), x)
     return _gather_matmul(values, crow, col, x)
@@ -92,6 +103,9 @@ def csr_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
         return x.new_zeros(len(col))
     if len(col) > g.shape[0] * x.shape[0]:  # sampled_addmm refuses more entries than positions
         return (g @ x.t()).flatten()[_row_of(crow, len(col)) * x.shape[0] + col]
+    own = _own("sddmm", x)
+    if own is not None:
+        return own(g, x, crow, col)
     if _runs_natively(x):
         blank = _csr(crow, col, x.new_zeros(len(col)), (g.shape[0], x.shape[0]))
         torch.sparse.sampled_addmm(blank, g.contiguous(), x.contiguous().t(), beta=0.0, out=blank)
@@ -114,8 +128,11 @@ def _(g, x, crow, col):  # type: ignore[no-untyped-def]
 
 
 def _transpose(crow: Tensor, col: Tensor, cols: int) -> tuple[Tensor, Tensor, Tensor]:
-    order, t_crow = compress(col, cols)
-    return t_crow, _row_of(crow, len(col)).to(col.dtype).index_select(0, order), order
+    """(crow, col, order) of the transpose. Of sizes that a tracer knows, unlike `CSRPattern.transposed`."""
+    found = torch.sort(col, stable=True)
+    starts = torch.arange(cols + 1, dtype=col.dtype, device=col.device)
+    t_crow = torch.searchsorted(found.values, starts, out_int32=col.dtype == torch.int32)
+    return t_crow, _row_of(crow, col.shape[0]).to(col.dtype).index_select(0, found.indices), found.indices
 
 
 def _matmul_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -148,7 +165,32 @@ def _sddmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return d_g, d_x, None, None
 
 
+@operator("csr_linear(Tensor x, Tensor values, Tensor crow, Tensor col) -> Tensor")
+def csr_linear(x: Tensor, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    """(b, columns), (rows × columns in CSR) -> x · Wᵀ, (b, rows): a single operator, for graphs that are exported."""
+    if compiled.serves(len(values), x):
+        return compiled.rows_matmul(values, crow, col, x)
+    return csr_matmul(values, crow, col, x.t(), None, None, None).t().contiguous()
+
+
+@csr_linear.register_fake
+def _(x, values, crow, col):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[0], crow.shape[0] - 1)
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, crow, col = ctx.saved_tensors
+    d_x = d_values = None
+    if ctx.needs_input_grad[0]:
+        t_crow, t_col, order = _transpose(crow, col, x.shape[1])
+        d_x = csr_linear(grad.contiguous(), values.index_select(0, order), t_crow, t_col)
+    if ctx.needs_input_grad[1]:
+        d_values = csr_sddmm(grad.t(), x.t(), crow, col)
+    return d_x, d_values, None, None
+
+
 csr_matmul.register_autograd(_matmul_backward, setup_context=_matmul_context)
+csr_linear.register_autograd(_linear_backward, setup_context=_sddmm_context)
 csr_sddmm.register_autograd(_sddmm_backward, setup_context=_sddmm_context)
 
 
@@ -161,7 +203,7 @@ class Torch(Backend):
         pattern = weight.pattern
         wide = x.is_cpu and x.dtype in (torch.float16, torch.bfloat16)
         source = x.float() if wide else x
-        values = pattern.arrange(weight.values).to(source.dtype)
+        values = weight.arranged().to(source.dtype)
         learns = x.requires_grad and torch.is_grad_enabled()
         if compiled.serves(pattern.nnz, source.t()):
             turned = pattern.transposed_if_kept() if learns else (None, None, None)

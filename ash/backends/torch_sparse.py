@@ -25,7 +25,7 @@ class TorchSparse(Backend):
         matrix = torch_sparse.SparseTensor(
             rowptr=pattern.crow.long(),
             col=pattern.col.long(),
-            value=pattern.arrange(weight.values).to(x.dtype),
+            value=weight.arranged().to(x.dtype),
             sparse_sizes=weight.matrix_shape,
             is_sorted=True,
             trust_data=True,

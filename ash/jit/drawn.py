@@ -33,6 +33,11 @@ class Plan:
     k: int
     nu: float
 
+    @property
+    def points(self) -> int:
+        """m, points of a tuple."""
+        return (2 ** len(self.sizes) if self.counts[0] else 0) + sum(self.counts[1:])
+
     def arguments(self, values: Tensor, residuals: Tensor, scales: Tensor, anchors: Tensor, *rest: Tensor) -> list[Any]:
         """The kernels' arguments; `rest` follows the tuples and what is known of them."""
         shapes = (torch.tensor(numbers, dtype=torch.int64) for numbers in (self.sizes, self.widths, self.counts))

@@ -205,7 +205,7 @@ def multiply_back(plan, tuples, values, strides, fixed, law, k, x, grad, found, 
 @kernel
 def _collect(u, d, inverse, value, mean, start, n, first, second, found):
     """The gradients of the tuples of a block, from the flows u."""
-    d_values, d_residuals, d_scales, _ = found
+    d_values, d_residuals, d_scales = found[0], found[1], found[2]
     minus = u.dtype.type(-2)
     for i in range(n):
         d_values[start + i] = mean[i]

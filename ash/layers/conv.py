@@ -174,7 +174,7 @@ class SparseConv2d(BiasedHost):
             return False
         if self.backend != "auto":
             return True
-        stored = weight.values.numel() / math.prod(weight.shape)
+        stored = weight.entries / math.prod(weight.shape)
         return x.is_cpu and stored < crossover(self.out_channels, math.prod(self.kernel_size))
 
     # --- the dense kernel ------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def multiply(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     """W · x, `(b, sources, *space)` -> `(b, targets, *space)`, by CSR or densely, whichever is faster."""
     if backend != "auto" or weight.per_instance:
         return contract(weight, x, backend)
-    entries, whole = weight.values.numel(), weight.shape[0] * weight.shape[1]
+    entries, whole = weight.entries, weight.shape[0] * weight.shape[1]
     dense = entries > SPARSE_BELOW * whole or whole <= (LARGE_ON_GPU if x.is_cuda else SMALL)
     return contract(weight, x, "dense" if dense else "torch")
 

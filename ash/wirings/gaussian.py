@@ -248,6 +248,9 @@ class GaussianWiring(StochasticWiring):
         guided = self.search.guided(self.fixed[which])
         return sample_points(tuples, self.sizes, self.sampling, generator, *guided, kept)
 
+    def _draws_freely(self) -> bool:
+        return type(self)._sample is GaussianWiring._sample and not (self.search.keeps or self.search.guides)
+
     def _watch(self, which: Tensor, points: Tensor, weights: Tensor, tuples: IndexTuples) -> None:
         if self.search.keeps and weights.requires_grad:
             signs = tuples.values.detach().sign().unsqueeze(-1)

@@ -136,6 +136,10 @@ class StochasticWiring(Wiring):
         """Points of some tuples, of which `which` are the numbers."""
         return sample_points(tuples, self.sizes, self.sampling, generator)
 
+    def _draws_freely(self) -> bool:
+        """Whether the draw alone decides about the points, so that it need not be looked at."""
+        return type(self)._sample is StochasticWiring._sample
+
     def _watch(self, which: Tensor, points: Tensor, weights: Tensor, tuples: IndexTuples) -> None:
         """Look at what was drawn; default: nothing."""
         return
@@ -149,7 +153,7 @@ class StochasticWiring(Wiring):
     def _draw_some(self, tuples: IndexTuples, which: Tensor, generator: torch.Generator) -> SparseWeight:
         """A draw of some tuples, of which `which` are the numbers; in one compiled pass where there is one."""
         fixed = self.fixed if len(which) == self.k else self.fixed[which]
-        if type(self)._sample is StochasticWiring._sample:
+        if self._draws_freely():
             drawn = draw_weight(
                 tuples,
                 fixed,
