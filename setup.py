@@ -25,6 +25,7 @@ ODE = ["torchdiffeq>=0.2.4"]
 EXPERIMENTS = [*PLOT, *ODE, "tyro>=0.9", "tqdm>=4.66", "scikit-learn>=1.4", "pooch>=1.8", "safetensors>=0.4.3"]
 FAST = ["numba>=0.60"]
 PEERS = ["diffsort>=0.2"]
+GPU = ["triton>=3.6; sys_platform == 'linux'"]
 TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.20"]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1"]
 
@@ -54,6 +55,8 @@ setup(
         # Both are compiled from source against the installed torch: pip install --no-build-isolation
         "torch-sparse": ["torch-scatter>=2.1.2", "torch-sparse>=0.6.18"],
         "fast": FAST,
+        # Kernels for GPUs; wheels of torch for CUDA bring it along.
+        "gpu": GPU,
         "bench": [*EXPERIMENTS, *FAST, *PEERS, SPARSELAB],
         "test": TEST,
         "dev": [*EXPERIMENTS, *FAST, *PEERS, *TEST, *LINT],

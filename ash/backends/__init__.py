@@ -5,6 +5,7 @@
 | `dense` | materialises W: the oracle | everywhere |
 | `torch` | CSR product, SDDMM for the values' gradient; a gather path where MKL is missing | everywhere |
 | `torch_sparse` | `torch_sparse`'s CSR product, for PyG users | where torch-sparse is installed |
+| `triton` | own CSR kernels; weights of tuples multiply while they are drawn | on a GPU, where Triton is installed |
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ import ash.backends.torch  # noqa: F401 – its operators register on import, wh
 from ash.backends.base import Backend
 from ash.checks import choose
 
-_MODULES = {"dense": "ash.backends.dense", "torch": "ash.backends.torch", "torch_sparse": "ash.backends.torch_sparse"}
+_MODULES = {
+    "dense": "ash.backends.dense",
+    "torch": "ash.backends.torch",
+    "torch_sparse": "ash.backends.torch_sparse",
+    "triton": "ash.backends.triton.backend",
+}
 SMALL = 1 << 14
 """Positions of a weight (64 kB in float32) up to which the dense product is faster at any density: a CSR product,
 its transpose and SDDMM are three calls of about 0.1 ms each, however few the entries."""
