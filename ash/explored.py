@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ash.ids import among, ascending, merged
+
 BYTES_PER_ENTRY = 32
 """Up to so many bytes for each entry in use one bit per position is held; above, a sorted list of the positions."""
 
@@ -39,7 +41,8 @@ class Explored:
     def add(self, ids: Int64[Tensor, " n"]) -> None:
         """Note the flattened positions of the entries in use, all different."""
         if not self.by_bits:
-            self.known = torch.cat([self.known, ids.cpu()]).unique()
+            own = ascending(ids.cpu())
+            self.known = merged(self.known, own[~among(own, self.known)])
             self.count = len(self.known)
             return
         for part in ids.cpu().split(AT_ONCE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ash.checks import choose, positive, require
-from ash.largest import Largest, among, ascending
+from ash.ids import among, ascending
+from ash.largest import Largest
 from ash.pattern import ravel, unravel
 from ash.template import Admissible
 
@@ -159,7 +161,7 @@ class Score(ABC):
 
         def counts(ids: Tensor) -> Tensor:
             good = torch.ones_like(ids, dtype=torch.bool) if gone is None else ~among(ids, gone)
-            return good if free else good & admissible.contains(unravel(ids, self.shape))  # type: ignore[union-attr]
+            return good if admissible is None or free else good & admissible.contains(unravel(ids, self.shape))
 
         return counts
 
@@ -238,6 +240,20 @@ class Factors(Score):
     @property
     def _device(self) -> torch.device:
         return self._parts[0][0].device
+
+    def places(
+        self,
+        n: int,
+        exclude: Int64[Tensor, " e"] | None = None,
+        admissible: Admissible | None = None,
+        by: str = "largest",
+        rows: Int64[Tensor, " o"] | None = None,
+    ) -> Int64[Tensor, " n"]:
+        if self._device.type == "cuda" and rows is None:
+            found = importlib.import_module("ash.backends.triton.top").places(self, n, exclude, admissible, by)
+            if found is not None:
+                return found
+        return super().places(n, exclude, admissible, by, rows)
 
     def _grid(self, size: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         width = self.x.shape[1]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ash import jit
@@ -80,14 +80,3 @@ class Largest:
         self._select()
         return self._names[0]
 
-
-def ascending(ids: Int64[Tensor, " n"]) -> Int64[Tensor, " m"]:
-    """The ids in order, each once; those that are come back as they are."""
-    return ids if bool((ids[1:] > ids[:-1]).all()) else ids.unique()
-
-
-def among(ids: Int64[Tensor, " n"], some: Int64[Tensor, " m"]) -> Bool[Tensor, " n"]:
-    """Which ids are among some that ascend."""
-    if not len(some):
-        return torch.zeros_like(ids, dtype=torch.bool)
-    return some[torch.searchsorted(some, ids).clamp_(max=len(some) - 1)] == ids

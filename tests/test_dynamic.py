@@ -333,3 +333,26 @@ def test_memory_follows_the_entries_and_not_the_tensor(monkeypatch: pytest.Monke
             wiring.rewire(factors, 0.3)
             wiring.arrange()
         assert 2 * k <= largest < 8 * k < n * n / 200
+
+
+def test_growth_among_some_rows() -> None:
+    """Half of six rows are drawn; the largest free entries of these grow, and the rest where they have too few."""
+    wiring = RigLWiring(6, 5, 6, growth_share=0.5)
+    factors, source = Factors(torch.randn(3, 5), torch.randn(3, 6)), torch.Generator().manual_seed(1)
+    rows = torch.randperm(6, generator=torch.Generator().manual_seed(1))[:3]
+    score = factors.dense().abs()
+    score.view(-1)[wiring.ids()] = -1.0
+    among = score.clone()
+    among[[i for i in range(6) if i not in rows.tolist()]] = -1.0
+    found = wiring.grow(4, factors, source)
+    assert found.tolist() == among.flatten().topk(4).indices.tolist()
+    many = wiring.grow(20, factors, torch.Generator().manual_seed(1))
+    free = int((among >= 0).sum())
+    assert set(many[:free].tolist()) == set(among.flatten().topk(free).indices.tolist())
+    assert len(many.unique()) == 20 and (score.view(-1)[many] >= 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_share_of_the_rows(share: float) -> None:
+    with pytest.raises(UserError, match=f"growth_share={share}"):
+        RigLWiring(4, 4, 5, growth_share=share)

@@ -292,3 +292,12 @@ def test_compiled_and_plain_searches_agree(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("ash.largest.COMPILED", 0)
     monkeypatch.setattr("ash.jit.LEAST_POINTS", 1)
     assert torch.equal(factors.places(700), plain)
+
+
+def test_a_block_has_room_for_all_of_a_tile() -> None:
+    """More columns than a tile, of equal norms, so that none is left out."""
+    x = torch.randint(0, 2, (3, growth.TILE + 5), dtype=torch.float64) * 2 - 1
+    factors = Factors(x, torch.ones(3, 40, dtype=torch.float64))
+    found = factors.places(200)
+    assert len(found.unique()) == 200
+    assert (factors.at(unravel(found, factors.shape)).abs() == 3).all()

@@ -164,6 +164,10 @@ def fan_in_uniform(rows: Int64[Tensor, " n"], generator: torch.Generator | None 
 
     What `nn.Linear` does for a dense weight (Kaiming-uniform with a = √5).
     """
-    _, place, counts = rows.unique(return_inverse=True, return_counts=True)
-    bound = counts[place].to(torch.get_default_dtype()).rsqrt()
+    if len(rows) and int(rows.max()) <= 8 * len(rows):  # counting is linear; of far more rows it would fill the memory
+        counts = rows.bincount().take(rows)
+    else:
+        _, place, each = rows.unique(return_inverse=True, return_counts=True)
+        counts = each.take(place)
+    bound = counts.to(torch.get_default_dtype()).rsqrt()
     return (2 * torch.rand(bound.shape, generator=generator, device=rows.device) - 1) * bound

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ash.growth import Score
+from ash.ids import among, ascending
 from ash.pattern import ravel, unravel
 from ash.template import Admissible
 
@@ -63,9 +64,18 @@ DROP_RULES: dict[str, DropRule] = {
 }
 
 
-def grow_largest(n: int, exclude: Int64[Tensor, " e"], admissible: Admissible, score: Score) -> Int64[Tensor, " n"]:
-    """Flattened positions of the n entries largest in |gradient|, exact, in memory proportional to n."""
-    return score.places(n, exclude, admissible)
+def grow_largest(
+    n: int, exclude: Int64[Tensor, " e"], admissible: Admissible, score: Score, rows: Int64[Tensor, " o"] | None = None
+) -> Int64[Tensor, " n"]:
+    """Flattened positions of the n entries largest in |gradient|, exact, in memory proportional to n.
+
+    With `rows`, flattened output positions, those among them; what they have too few of comes from everywhere.
+    """
+    found = score.places(n, exclude, admissible, rows=rows)
+    if rows is None or len(found) == n:
+        return found
+    rest = score.places(n - len(found), torch.cat([exclude, found]), admissible)
+    return torch.cat([found, rest])
 
 
 def grow_random(
@@ -75,16 +85,18 @@ def grow_random(
 
     `exclude` holds different admissible positions, of which enough others must be left.
     """
-    total, gone = admissible.count(), exclude.cpu().sort().values
+    total, gone = admissible.count(), ascending(exclude.cpu())
     free = total - len(gone)
     if 4 * (n + len(gone)) > 3 * total and math.prod(admissible.shape) <= ENUMERABLE:
-        found = _without(_everywhere(admissible), gone)
+        found = _everywhere(admissible)
+        found = found[~among(found, gone)]
     else:
         found = gone.new_zeros(0)
         while len(found) < n:
             missing = n - len(found)
             more = admissible.draw(missing * total // free + 16, generator)
-            found = torch.cat([found, _without(ravel(more, admissible.shape), gone)]).unique()
+            more = ravel(more, admissible.shape)
+            found = torch.cat([found, more[~among(more, gone)]]).unique()
     keep = torch.randperm(len(found), generator=generator)[:n]
     return found[keep].to(exclude.device)
 
@@ -92,14 +104,6 @@ def grow_random(
 def _everywhere(admissible: Admissible) -> Tensor:
     ids = torch.arange(math.prod(admissible.shape))
     return ids if admissible.everything else ids[admissible.contains(unravel(ids, admissible.shape))]
-
-
-def _without(ids: Tensor, gone: Tensor) -> Tensor:
-    """The ids that a sorted list does not hold."""
-    if not len(gone):
-        return ids
-    place = torch.searchsorted(gone, ids).clamp(max=len(gone) - 1)
-    return ids[gone[place] != ids]
 
 
 def merged_order(keys: Int64[Tensor, " n"], moved: Int64[Tensor, " m"]) -> Int64[Tensor, " n"]:
