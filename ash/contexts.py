@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ash import jit
+from ash.cells import cell_weights, fits
 from ash.checks import choose, require
 from ash.jit.tuples import LARGEST, MOST, tuple_weights
 from ash.kernels import Gaussian, Kernel, StudentT
@@ -20,6 +22,7 @@ from ash.template import Admissible, Template
 from ash.tuples import IndexTuples
 
 _NAMES = {"tuple": 1, "chunk": 0, "all": 0}
+_SHARES = dict.fromkeys(("auto", "table", "cells"))
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,19 @@ class Context:
     Attributes:
         chunk_size: tuples of a chunk.
         shuffle: chunks are drawn anew for every batch; otherwise consecutive tuples stay together.
+        shares: how they are found where tuples share points. `"table"`: all points × tuples of a context, streamed.
+            `"cells"`: far points cell by cell (`ash.cells`), exact to float32 for the Gaussian and to about 10^-6
+            of the largest for Student's t. `"auto"`: whichever is expected to cost less.
     """
 
     name: str = "tuple"
     chunk_size: int = 64
     shuffle: bool = True
+    shares: str = "auto"
 
     def __post_init__(self) -> None:
         choose("context", self.name, _NAMES)
+        choose("way to find shares", self.shares, _SHARES)
         require(self.chunk_size >= 1, f"chunk_size={self.chunk_size}; expected at least 1 tuple in a chunk.")
 
     def size(self, k: int) -> int:
@@ -97,7 +105,8 @@ def spread(
     values = tuples.values.reshape(c, t)
     if order is not None:
         values = values * (order >= 0).repeat(math.prod(batch), 1)
-    weights = point_weights(
+    weights = _context_weights(
+        context.shares,
         kernel,
         points.reshape(c, t * m, q),
         alive,
@@ -105,11 +114,22 @@ def spread(
         tuples.residuals.reshape(c, t, q),
         tuples.scales.reshape(c, t, tuples.scales.shape[-1]),
         values,
-        groups=_groups(full, shape, template, c, t, m) if template.columns and t > 1 else None,
-        extent=extent,
+        _groups(full, shape, template, c, t, m) if template.columns and t > 1 else None,
+        extent,
     )
     weights = weights.reshape(*batch, k if order is None else order.numel(), m)
     return weights if order is None else _undo(weights, order, k)
+
+
+def _context_weights(shares: str, kernel: Kernel, points: Tensor, *rest: Any) -> Float[Tensor, "c p"]:
+    """The weight of every point, by the table or by cells."""
+    known = shares != "cells" or type(kernel) in (Gaussian, StudentT)
+    require(known, f"shares='cells' with the kernel {kernel!r}; expected a gaussian or student_t, or shares='table'.")
+    if shares != "table" and fits(kernel, points):
+        weights = cell_weights(shares == "cells", kernel, points, *rest)
+        if weights is not None:
+            return weights
+    return point_weights(kernel, points, *rest)
 
 
 def _compiled(points: Tensor, kernel: Kernel, extent: int) -> bool:

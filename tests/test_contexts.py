@@ -30,6 +30,8 @@ CONTEXTS = {
     "chunks in order": Context("chunk", 3, shuffle=False),
     "shuffled chunks": Context("chunk", 3),
     "a chunk for all": Context("chunk", 50),
+    "all by cells": Context("all", shares="cells"),
+    "chunks by cells": Context("chunk", 3, shares="cells"),
 }
 
 
@@ -191,3 +193,5 @@ def test_bad_contexts() -> None:
         Context("chunks")
     with pytest.raises(UserError, match="chunk_size=0"):
         Context("chunk", 0)
+    with pytest.raises(UserError, match="unknown way to find shares 'cell'.*Did you mean 'cells'"):
+        Context("all", shares="cell")
