@@ -34,6 +34,7 @@ from ash import (
     freeze,
 )
 from ash.convert.freeze import DenseConv2d, DenseLinear
+from ash.layers.frozen import FrozenLayer
 from ash.wirings.frozen import FrozenWiring
 
 static = partial(StaticWiring, density=0.3)
@@ -51,6 +52,7 @@ KINDS: dict[str, Callable[..., Any]] = {
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 FORMS: list[dict[str, str] | None] = [None, {"0": "csr", "4": "csr", "6": "csr"}]
 FORMS.append(dict.fromkeys(("0", "4", "6"), "dense"))
+FORMS.append({"0": "csr", "4": "condensed", "6": "condensed"})
 
 
 def net(kind: Callable[..., Any] = static) -> nn.Sequential:
@@ -68,11 +70,11 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 @each_kind
-@pytest.mark.parametrize("how", ["density", "measured", "csr", "dense"])
+@pytest.mark.parametrize("how", ["density", "measured", "csr", "dense", "condensed"])
 def test_outputs_and_gradients_by_the_input(kind: Callable[..., Any], how: str) -> None:
     model = net(kind)
     x = torch.randn(4, 2, 5, 5, requires_grad=True)
-    forms = {"csr": FORMS[1], "dense": FORMS[2]}.get(how)
+    forms = {"csr": FORMS[1], "dense": FORMS[2], "condensed": FORMS[3]}.get(how)
     frozen = freeze(model, x.detach() if how == "measured" else None, forms=forms)
     assert model.training and not frozen.training
     model.eval()
@@ -84,8 +86,9 @@ def test_outputs_and_gradients_by_the_input(kind: Callable[..., Any], how: str) 
 
 
 @each_kind
-def test_nothing_is_kept_that_only_training_needs(kind: Callable[..., Any]) -> None:
-    frozen = freeze(net(kind), forms=FORMS[1])
+@pytest.mark.parametrize("forms", [FORMS[1], FORMS[3]], ids=["csr", "condensed"])
+def test_nothing_is_kept_that_only_training_needs(kind: Callable[..., Any], forms: Any) -> None:
+    frozen = freeze(net(kind), forms=forms)
     assert not any(p.requires_grad for p in frozen.parameters())
     wirings = [each for each in frozen.modules() if isinstance(each, FrozenWiring)]
     assert len(wirings) == 3
@@ -99,7 +102,7 @@ def test_nothing_is_kept_that_only_training_needs(kind: Callable[..., Any]) -> N
 def test_dense_forms_are_dense_modules() -> None:
     model = net()
     frozen = freeze(model, forms=FORMS[2])
-    assert [type(frozen[i]) for i in (0, 4, 6)] == [DenseConv2d, SparseLayer, DenseLinear]
+    assert [type(frozen[i]) for i in (0, 4, 6)] == [DenseConv2d, FrozenLayer, DenseLinear]
     assert frozen.forms == FORMS[2]
     assert torch.equal(frozen[6].weight, model[6].wiring().to_dense())
     assert torch.equal(frozen[6](torch.ones(8), torch.ones(3)), frozen[6](torch.ones(8)))
@@ -110,12 +113,12 @@ def test_the_faster_form_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def seconds(call: Callable[[], Tensor]) -> float:
         calls.append(tuple(call().shape))
-        return [3.0, 2.0, 1.0, 2.0, 1.0, 1.0][len(calls) - 1]  # csr, dense of each layer
+        return [3.0, 2.0, 1.0, 2.0, 3.0, 2.0, 3.0, 1.0][len(calls) - 1]  # csr, dense, condensed of each layer
 
     monkeypatch.setattr("ash.convert.freeze._seconds", seconds)
     frozen = freeze(net(), torch.randn(4, 2, 5, 5))
-    assert frozen.forms == {"0": "dense", "4": "csr", "6": "csr"}
-    assert calls == [(4, 6, 5, 5)] * 2 + [(4, 2, 4)] * 2 + [(4, 3)] * 2
+    assert frozen.forms == {"0": "dense", "4": "csr", "6": "condensed"}
+    assert calls == [(4, 6, 5, 5)] * 2 + [(4, 2, 4)] * 3 + [(4, 3)] * 3
 
 
 def test_without_an_example_the_density_decides() -> None:
@@ -261,7 +264,7 @@ def test_entries_are_stored_once_and_add_up(entries: list[tuple[int, int, int]])
 
 
 def test_frozen_layers_check_their_input() -> None:
-    for form in ("csr", "dense"):
+    for form in ("csr", "dense", "condensed"):
         layer = freeze(SparseLinear(2, 2, wiring=partial(StaticWiring, k=2)), forms={"": form})
         with pytest.raises(UserError, match="1 of 2 input numbers"):
             layer(torch.tensor([1.0, float("nan")]))
@@ -274,6 +277,8 @@ def test_bad_forms() -> None:
         freeze(net(), forms={"7": "csr"})
     with pytest.raises(UserError, match="unknown form 'coo'"):
         freeze(net(), forms={"0": "coo"})
+    with pytest.raises(UserError, match="form 'condensed' of a convolution; expected 'csr' or 'dense'"):
+        freeze(net(), forms={"0": "condensed"})
     with pytest.raises(UserError, match="expected names of sparse layers: none"):
         freeze(nn.Linear(2, 2), forms={"": "csr"})
 

@@ -81,5 +81,7 @@ def _fold(columns: Tensor, window: Window, size: Pair) -> Tensor:
 
 def unfold(x: Float[Tensor, "c b h w"], window: Window) -> Float[Tensor, "c kh kw b oh ow"]:
     """The part of a picture under each tap of a kernel; the picture is padded already, its channels come first."""
+    if torch.compiler.is_compiling():
+        return _unfold(x, window)
     patches: Tensor = Unfold.apply(x, window)
     return patches

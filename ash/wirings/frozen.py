@@ -54,7 +54,9 @@ class FrozenWiring(Wiring):
         return self.rounded()
 
     def rounded(self) -> SparseWeight:
-        """The weight; made once, and again when the buffers change."""
+        """The weight; made once, and again when the buffers change, which a graph being traced does not look at."""
+        if self._kept is not None and torch.compiler.is_compiling():
+            return self._kept[1]
         now = [(tensor, version(tensor)) for tensor in (self.values, self.positions)]
         if self._kept is None or any(a is not b or v != w for (a, v), (b, w) in zip(self._kept[0], now, strict=True)):
             with torch.inference_mode(False):
