@@ -32,8 +32,8 @@ def contract(
         weight: shared, or one per instance.
         x: `(b, *in_shape, *extra)`; the extra dimensions share the weight. Or b sparse tensors of shape `in_shape`,
             which give sparse ones: time and memory grow with the stored entries that meet, not with the shapes.
-        backend: `"auto"`, `"dense"`, `"torch"` or `"torch_sparse"`; a weight per instance knows `"dense"`
-            (the oracle) and `"torch"`. For dense x.
+        backend: `"auto"`, `"dense"`, `"torch"`, `"torch_sparse"` or `"triton"`; a weight per instance knows `"dense"`
+            (the oracle), `"torch"` and, drawn on a GPU, `"triton"`. For dense x.
         coalesce: of sparse x, add up what meets at the same output position.
 
     Returns:
@@ -105,7 +105,9 @@ def _per_instance(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     if backend == "dense":
         wide = torch.promote_types(x.dtype, torch.promote_types(weight.values.dtype, torch.float32))
         return torch.bmm(weight.to_dense().reshape(b, rows, cols).to(wide), x.to(wide)).to(x.dtype)
-    require(backend in ("auto", "torch"), f"backend {backend!r} for a weight per instance; use 'torch' or 'dense'.")
+    fused = backend == "triton" and isinstance(weight, DrawnWeight) and x.is_cuda
+    good = fused or backend in ("auto", "torch")
+    require(good, f"backend {backend!r} for a weight per instance; use 'torch' or 'dense' ('triton': drawn on a GPU).")
     if isinstance(weight, DrawnWeight):
         return weight.multiply(x)
     wide = torch.promote_types(x.dtype, torch.promote_types(weight.values.dtype, torch.float32))

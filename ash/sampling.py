@@ -78,6 +78,18 @@ def generator_from(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is captured, during which nothing can be read back from the device."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def pass_generator(device: torch.device) -> torch.Generator:
+    """The generator of one forward pass; in a CUDA graph the device's own, from where every replay goes on."""
+    if capturing(device):
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return generator_from(new_seed(device), device)
+
+
 def sample_points(
     tuples: IndexTuples,
     sizes: Sequence[int],

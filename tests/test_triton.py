@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,8 @@ from ash.growth import Factors
 from ash.jit.tuples import quantiles
 from ash.kernels import get_kernel
 from ash.sampling import generator_from
+from experiments import benchmark_gpu, benchmark_gpu_layers, benchmark_gpu_search
+from experiments.benchmark_case import Case
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
@@ -365,3 +370,68 @@ def test_the_backend_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None
     own = SparseWeight.from_dense(torch.eye(3), 1)
     with pytest.raises(UserError, match="'triton' for tensors on cpu; it needs a GPU"):
         get_backend("triton").matmul(own, torch.ones(3, 2))
+
+
+# --- without a GPU -------------------------------------------------------------------------------------
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """Triton makes machine code for compute capability 9.0 on any machine; nothing spills."""
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script, root = Path(__file__).parent / "triton_compile.py", Path(__file__).parent.parent
+    env = {**own, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 9 and all(line.endswith("registers") for line in lines)
+
+
+@pytest.fixture
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark's steps where the kernels run here, with wirings that draw by them."""
+    if DEVICE.type == "cpu":
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        for module in (benchmark_gpu_layers, benchmark_gpu_search):
+            monkeypatch.setattr(module, "DEVICE", "cpu")
+    monkeypatch.setattr(launch, "TUPLES", 64)
+    fused = "ash.wirings.stochastic.draw_weight", lambda *a, **b: fuse(*a, **b) if serving.enabled else None
+    monkeypatch.setattr(*fused)
+
+
+@pytest.mark.usefixtures("on_this_machine")
+@pytest.mark.parametrize("kind", ["gpu_free", "gpu_instance"])
+def test_the_benchmark_compares_layers_with_their_stored_draw(kind: str) -> None:
+    assert benchmark_gpu_layers.check(Case(kind)) < 1e-5
+    tiny = {"size": 12, "batch": 2, "context": "tuple"}
+    steps = benchmark_gpu._layers()[f"{kind}_step"], benchmark_gpu._layers()[f"{kind}_forward"]
+    for layer in steps:
+        made = [layer.prepare, *(rival for name, rival in layer.rivals.items() if "copy" not in name)]
+        for prepare in made:
+            prepare(Case(kind, **tiny))()  # type: ignore[arg-type]
+    assert serving.enabled
+
+
+@pytest.mark.usefixtures("on_this_machine", "search")
+def test_the_benchmark_compares_growth_and_csr_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_gpu_search, "SMALL", (48, 4, 9))
+    monkeypatch.setattr(growth.Factors, "places", lambda self, n: top.places(self, n))
+    assert benchmark_gpu_search.check_growth(Case("gpu_growth")) == 0
+    crow, kinds = torch.arange(0, 8 * 16 + 1, 8), ("gpu_csr_matmul", "gpu_csr_sddmm")
+    for kind in kinds:
+        _, found, _, _, _ = benchmark_gpu_search._matrix(Case(kind, size=16, batch=2))
+        assert torch.equal(found.long(), crow)
+        benchmark_gpu_search.csr_step(Case(kind, size=16, batch=2))()
+        benchmark_gpu_search.cusparse_step(Case(kind, size=16, batch=2))()
+
+
+def test_the_suite_names_what_its_cases_need() -> None:
+    """Every figure has a layer and a rival that exist, a name of its own, and those promised have a bar."""
+    plan, layers = benchmark_gpu.gpu_plan(False), benchmark_gpu._layers()
+    names = [row.name for row, _ in plan]
+    assert len(set(names)) == len(names)
+    for _, case in plan:
+        layer = layers[case.layer]
+        assert case.figure != "ratio" or layer.measure is not None or case.rival in layer.rivals
+    barred = {row.name for row, _ in plan if row.bar is not None}
+    each = {f"gpu_{kind}_{bar}" for kind in ("free", "instance") for bar in ("copy", "unfused", "memory")}
+    assert barred == each | {"gpu_growth_tf32_seconds", "gpu_identity_65536_seconds", "gpu_identity_65536_bytes"}

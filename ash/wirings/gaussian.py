@@ -16,8 +16,9 @@ from ash.contexts import Context
 from ash.growth import Score
 from ash.kernels import Kernel
 from ash.means import get_means
+from ash.memory import at_most, need, numbers
 from ash.pattern import CSRPattern, ravel
-from ash.sampling import Sampling, generator_from, new_seed, sample_points
+from ash.sampling import Sampling, capturing, generator_from, new_seed, pass_generator, sample_points
 from ash.schedules import Schedule
 from ash.template import Admissible, Template
 from ash.tuples import IndexTuples
@@ -108,12 +109,20 @@ class GaussianWiring(StochasticWiring):
         )
         positive("scale_decay", scale_decay, zero=True)
         self.value_std, self.scale_decay, self.per_instance = value_std, scale_decay, per_instance
+        self._check_memory(numbers(dtype), device)
         columns = max(1, len(self.sizes)) if scale_per_column else 1
         self.means = get_means(means)(self.k, self.sizes, device, dtype)
         self.log_scale = nn.Parameter(torch.zeros(self.k, columns, device=device, dtype=dtype))
         self._register_values(values, device, dtype)
         self._register_state(device)
         self.reset_parameters(generator, positions)
+
+    def _check_memory(self, number: int, device: torch.device | str | None) -> None:
+        """Parameters and buffers, and what drawing the first means takes."""
+        q = len(self.sizes)
+        each = number * (3 * q + 4) + 8 * (q + len(self.template.columns)) + 8 * (3 * q + 2 * self.rank)
+        what = f"GaussianWiring {self.out_shape} x {self.in_shape} with k={self.k:,}"
+        need(what, self.k * each, device, lambda free: f"at most k={at_most(free / each)} would fit")
 
     def _register_values(
         self, values: str | Codebook, device: torch.device | str | None, dtype: torch.dtype | None
@@ -136,6 +145,7 @@ class GaussianWiring(StochasticWiring):
         k = 0 if self.per_instance else self.k
         self.search = Search(k, self.template, self.shape, self.sampling, device)
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        self._was_frozen = False
         self.register_buffer("_settled_offset", None, persistent=False)
         self.register_buffer("_settled_log_scale", None, persistent=False)
         self._cache: tuple[list[tuple[Tensor, int]], Tensor, CSRPattern | None] | None = None
@@ -197,9 +207,10 @@ class GaussianWiring(StochasticWiring):
 
         Runs by itself, once for each change of the means or scales, before a forward pass or a `state_dict`.
         What counts is their content: fused optimizers write to parameters without raising their version.
-        Under `torch.func` transforms, whose parameters are not this module's own, nothing is changed.
+        Under `torch.func` transforms, whose parameters are not this module's own, nothing is changed; nor in a
+        CUDA graph: whoever replays one calls this after every step of the optimizer.
         """
-        if not self._owns_parameters() or not self._moved():
+        if capturing(self.log_scale.device) or not self._owns_parameters() or not self._moved():
             return
         self.step += 1
         self.log_scale.sub_(self.scale_decay)
@@ -232,16 +243,23 @@ class GaussianWiring(StochasticWiring):
     def forward(self, x: Tensor | None = None) -> SparseWeight:
         """A draw in training (with `per_instance`, one for each row of x); the rounded tuples in evaluation."""
         self.settle()
-        if not self.training or (bool(self.frozen) and self.codebook is None):
+        frozen = self._is_frozen()
+        if not self.training or (frozen and self.codebook is None):
             return self.rounded()
-        generator = generator_from(new_seed(self.log_scale.device), self.log_scale.device)
-        if bool(self.frozen):
+        generator = pass_generator(self.log_scale.device)
+        if frozen:
             return self._rounded(self.current_values(generator))
         tuples = self.tuples(generator)
         if self.per_instance:
             require(x is not None, "per_instance wiring without an input; call wiring(x), so that b is known.")
             tuples = _expand(tuples, x.shape[0])  # type: ignore[union-attr]
         return self._draw(tuples, generator)
+
+    def _is_frozen(self) -> bool:
+        """Whether means are rounded for good; in a CUDA graph, whether they were in the pass before."""
+        if not capturing(self.frozen.device):
+            self._was_frozen = bool(self.frozen)
+        return self._was_frozen
 
     def _sample(self, tuples: IndexTuples, which: Tensor, generator: torch.Generator) -> Tensor:
         kept = self.search.kept[which] if self.search.keeps else None

@@ -28,6 +28,14 @@ class Ordered(Context):
         return self.given
 
 
+def flattened(indices: Int64[Tensor, "*n q"], steps: tuple[tuple[int, int], ...]) -> Int64[Tensor, "*n 2"]:
+    """Rows and columns of the matrix; the steps are no tensor, which a CUDA graph could not copy to the device."""
+    lines = [indices.new_zeros(indices.shape[:-1]) for _ in range(2)]
+    for column, step in zip(indices.unbind(-1), steps, strict=True):
+        lines = [line.add(column, alpha=by) for line, by in zip(lines, step, strict=True)]
+    return torch.stack(lines, -1)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a draw is made of besides the tuples.
@@ -70,8 +78,7 @@ class Plan:
         """Row and column of a tuple's fixed indices; None where nothing is fixed."""
         if not self.template.columns:
             return None
-        steps = torch.tensor(self.steps(self.template.columns), device=self.fixed.device)
-        return (self.fixed.unsqueeze(-1) * steps).sum(-2)
+        return flattened(self.fixed, self.steps(self.template.columns))
 
     def points(self, tuples: IndexTuples) -> Int64[Tensor, "*b k m q"]:
         """The points that the kernels draw."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ash.backends.triton.launch import Launch, Tuples
-from ash.backends.triton.plan import Plan
+from ash.backends.triton.plan import Plan, flattened
 from ash.tuples import IndexTuples
 
 
@@ -76,8 +76,7 @@ def _differentiable(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _lines(plan: Plan, points: Int64[Tensor, "b k m q"]) -> tuple[Tensor, Tensor]:
     """Rows and columns (b, k·m) of the matrix where points lie."""
-    steps = torch.tensor(plan.steps(plan.template.learned), device=points.device)
-    lines = (points.unsqueeze(-1) * steps).sum(-2)
+    lines = flattened(points, plan.steps(plan.template.learned))
     starts = plan.starts()
     if starts is not None:
         lines = lines + starts[:, None]
