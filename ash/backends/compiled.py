@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ash.backends.operator import operator
-from ash.jit import Pieces, arrays, available, pieces, run
+from ash.jit import Pieces, arrays, available, blank, pieces, run
 
 LEAST_BATCH = 16
 """Below, most lanes of a block would be empty."""
@@ -70,14 +70,14 @@ def _spaces(x: Tensor, columns: int) -> tuple[Pieces, list[tuple[Any, ...]]]:
     width = _width(x, columns)
     lanes, registers = width // x.element_size(), (0,) * (width // _lanes().REGISTER)
     split = pieces(x.shape[0], lanes)
-    blocks, strips = (torch.empty(len(split), n, lanes, dtype=x.dtype).numpy() for n in (columns, STRIP // width))
+    blocks, strips = (blank(x.dtype, len(split), n, lanes).numpy() for n in (columns, STRIP // width))
     return split, [(block, strip, registers) for block, strip in zip(blocks, strips, strict=True)]
 
 
 def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size: int, columns: int) -> Tensor:
-    y = x.new_zeros(x.shape[0], size) if not len(matrix[0]) else x.new_empty(x.shape[0], size)
+    y = blank(x.dtype, x.shape[0], size)
     if not len(matrix[0]) or not y.numel():
-        return y
+        return y.zero_()
     split, spaces = _spaces(x, columns)
     given = arrays(*matrix, x, y)
     run(lambda i, begin, end: kernel(*given, *spaces[i], begin, end), split)
@@ -113,7 +113,7 @@ def rows_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     if not len(col) or not len(x):
         return x.new_zeros(len(col))
     split, spaces = _spaces(x, x.shape[1])
-    parts = x.new_zeros(len(split), len(col))
+    parts = blank(x.dtype, len(split), len(col)).zero_()
     *given, sums = arrays(g, x, crow, col, parts)
     kernel = _lanes().sample
     run(lambda i, begin, end: kernel(*given, sums[i], *spaces[i], begin, end), split)

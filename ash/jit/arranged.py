@@ -62,7 +62,7 @@ def _blank(values: Tensor, plan: Plan, shape: tuple[int, int], parts: int, known
     """Room for rows, columns (int32 where they fit) and weights of all points; zeros to count the rows by."""
     n, kind = plan.k * plan.points, _kind(plan, shape)
     rows, cols = (torch.empty(size, dtype=kind) for size in (0 if known else n, n))
-    return [rows, cols, values.new_empty(n), torch.zeros(parts, 0 if known else shape[0], dtype=kind)]
+    return [rows, cols, values.new_empty(n), jit.blank(kind, parts, 0 if known else shape[0]).zero_()]
 
 
 def _kind(plan: Plan, shape: tuple[int, int]) -> torch.dtype:
@@ -81,7 +81,8 @@ def _put(
     """Weights row by row, row pointers, columns, and where every entry now stands (in the memory of `rows`)."""
     from ash.jit.rows import arrange, starts
 
-    crow, col, ordered = counts.new_empty(counts.shape[1] + 1), torch.empty_like(cols), torch.empty_like(weights)
+    crow = counts.new_empty(counts.shape[1] + 1)
+    col, ordered = (jit.blank(given.dtype, len(given)) for given in (cols, weights))
     places = counts.numpy()
     starts(places, crow.numpy())
     given = jit.arrays(rows, cols, weights)
