@@ -17,6 +17,9 @@ many keep to it; `missed`, the names of those that do not. The figures with thei
 - `gaussian_K_…`: K tuples on K × K, 2 + 2 samples, one context for all, batch 64.
 - `tuple_K_…`: the same with a context for each tuple; `tuple_time_growth` and `tuple_memory_growth`: the
   largest over the smallest time (memory) per tuple.
+- `free_K_…`: K tuples with a context for each, 8 points each, on a matrix with 6.1 tuples a row, batch 64;
+  `free_fixed_K_…`: their output rows are fixed. `bare`: a step over the three sparse products on the same points,
+  without a bias; `limit`: over a copy of the bytes that these must move at least.
 - `hyper_K_…`: the adaptive layer 784 → 256 whose hypernetwork emits K tuples of 8 points for every instance of a
   batch of 64: a step, its memory, and the step over that of a rival: `gather`, the gather–multiply–index_add
   alone over given indices and values; `dense_hyper`, the same perceptron emitting all 200,704 weights, whose

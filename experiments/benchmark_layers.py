@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ash import GaussianWiring, SparseLinear, StaticWiring
+from ash import GaussianWiring, SparseLinear, SparseWeight, StaticWiring
 from experiments.benchmark_case import Case, Layer, Part, Plan, Step, copy_step, layer_step
 from experiments.benchmark_oracle import check_gaussian, check_static
 from experiments.benchmark_report import Row
@@ -48,12 +48,16 @@ def static_step(case: Case) -> Step:
 
 
 def bare_step(case: Case) -> Step:
-    """The three products that a sparse layer cannot do without; transposes and layouts are made before."""
-    n = case.size
+    """The three products of a static layer's entries."""
     with torch.no_grad():
-        entries = StaticWiring(n, n, density=case.density)()
+        return product_step(StaticWiring(case.size, case.size, density=case.density)(), case.batch)
+
+
+def product_step(entries: SparseWeight, batch: int) -> Step:
+    """The three products that a sparse layer cannot do without; transposes and layouts are made before."""
+    with torch.no_grad():
         weight, transposed = entries.to_csr(), entries.transpose().to_csr()
-    x, g = torch.randn(n, case.batch), torch.randn(n, case.batch)
+    x, g = torch.randn(weight.shape[1], batch), torch.randn(weight.shape[0], batch)
 
     def step() -> None:
         weight @ x
@@ -64,11 +68,13 @@ def bare_step(case: Case) -> Step:
 
 
 def limit_step(case: Case) -> Step:
-    """A copy of the bytes that the three products must move at least: a value and an index for each entry and product,
-    and two batches read or written by each.
-    """
-    entries = round(case.density * case.size**2)
-    return copy_step(3 * (8 * entries + 2 * 4 * case.size * case.batch))
+    """A copy of the bytes that the three products of a static layer must move at least."""
+    return copy_step(product_bytes(round(case.density * case.size**2), case))
+
+
+def product_bytes(entries: int, case: Case) -> int:
+    """A value and an index for each entry and product, and two batches read or written by each of the three."""
+    return 3 * (8 * entries + 2 * 4 * case.size * case.batch)
 
 
 def sparselab_step(case: Case) -> Step:
