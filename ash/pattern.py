@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from ash import jit
 from ash.checks import require
 
 INT32_MAX = 2**31 - 1
@@ -44,10 +45,25 @@ def unravel(ids: Int64[Tensor, "*n"], shape: Sequence[int]) -> Int64[Tensor, "*n
     return torch.stack(columns[::-1], dim=-1) if columns else ids.new_zeros((*ids.shape, 0))
 
 
-def compress(rows: Int[Tensor, " n"], count: int) -> tuple[Tensor, Tensor]:
+def compress(rows: Int[Tensor, " n"], count: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " ends"]]:
     """A stable order of the entries by row, and the row pointers `(count + 1,)` of the ordered entries."""
+    if jit.serves(rows.numel(), rows):
+        return _compiled_order(rows, count)
     order = torch.sort(rows, stable=True).indices
     return order, pointers(rows, count)
+
+
+def _compiled_order(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same by counting, of the type of the rows, which counts the entries too."""
+    from ash.jit import counting
+
+    order, crow = jit.blank(rows.dtype, rows.numel()), rows.new_empty(count + 1)
+    places = jit.blank(rows.dtype, 1, count).zero_()
+    given, counts, found, ends = jit.arrays(rows, places, order, crow)
+    counting.count(given, counts[0])
+    counting.starts(counts, ends)
+    counting.number(given, counts[0], found)
+    return order, crow
 
 
 def pointers(rows: Int[Tensor, " n"], count: int) -> Int[Tensor, " rows"]:
@@ -99,7 +115,7 @@ class CSRPattern:
         return order, crow, cols
 
     @property
-    def order(self) -> Int64[Tensor, " n"] | None:
+    def order(self) -> Int[Tensor, " n"] | None:
         """Numbers of the given entries, row by row; None where they are given so."""
         return self._csr[0]
 
@@ -114,7 +130,7 @@ class CSRPattern:
         return self._csr[2]
 
     @cached_property
-    def columns(self) -> tuple[Int[Tensor, " n"], Int64[Tensor, " n"]]:
+    def columns(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """The columns of the given entries in ascending order, and which entry each belongs to.
 
         Nothing here is as long as the number of rows or columns, so that both may be as many as int64 counts.
@@ -166,11 +182,11 @@ class ArrangedPattern(CSRPattern):
         self._pointers, self._col, self._where = crow, col, where
 
     @cached_property
-    def order(self) -> Int64[Tensor, " n"] | None:
+    def order(self) -> Int[Tensor, " n"] | None:
         if self._where is None:
             return None
         with _plain():
-            numbers = torch.arange(self.nnz, device=self._where.device)
+            numbers = torch.arange(self.nnz, dtype=self._where.dtype, device=self._where.device)
             return torch.empty_like(numbers).scatter_(0, self._where.long(), numbers)
 
     @property

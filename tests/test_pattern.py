@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ash import UserError, pattern
-from ash.pattern import CSRPattern, check_ravel, ravel, unravel
+from ash import UserError, jit, pattern
+from ash.pattern import ArrangedPattern, CSRPattern, check_ravel, compress, ravel, unravel
 
 SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=5).map(tuple)
 
@@ -110,3 +110,34 @@ def test_columns_of_more_positions_than_memory_holds() -> None:
     columns, order = CSRPattern(rows, cols, (10**10, 10**10)).columns
     assert columns.tolist() == [7, 7, 10**9]
     assert order.tolist() == [0, 2, 1]
+
+
+@pytest.mark.skipif(not jit.available(), reason="numba is not installed")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@given(st.integers(1, 9), st.lists(st.integers(0, 8), min_size=1, max_size=40))
+def test_counting_gives_the_order_of_a_stable_sort(dtype: torch.dtype, more: int, ids: list[int]) -> None:
+    rows = torch.tensor(ids, dtype=dtype)
+    count = max(ids) + more
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jit, "LEAST_POINTS", 0)
+        order, ends = compress(rows, count)
+        patched.setattr(jit, "enabled", False)
+        sorted_order, sorted_ends = compress(rows, count)
+    assert order.dtype == ends.dtype == sorted_ends.dtype == dtype
+    assert order.tolist() == sorted_order.tolist()
+    assert ends.tolist() == sorted_ends.tolist()
+
+
+def test_a_pattern_of_known_arrays() -> None:
+    """Entries (2, 0), (0, 1), (2, 3), (0, 0): row 0 holds the second and the fourth, row 2 the others."""
+    crow, col, where = (torch.tensor(ids, dtype=torch.int32) for ids in ([0, 2, 2, 4], [1, 0, 0, 3], [2, 0, 3, 1]))
+    known = ArrangedPattern(crow, col, where, (3, 4))
+    made = CSRPattern(torch.tensor([2, 0, 2, 0]), torch.tensor([0, 1, 3, 0]), (3, 4))
+    assert known.order is not None and known.order.tolist() == [1, 3, 0, 2]
+    assert known.arrange(torch.arange(4.0)).tolist() == [1.0, 3.0, 0.0, 2.0]
+    for name in ("crow", "col", "row"):
+        assert torch.equal(getattr(known, name), getattr(made, name))
+    for name in ("transposed", "columns"):
+        pairs = zip(getattr(known, name), getattr(made, name), strict=True)
+        assert all(one.tolist() == other.tolist() for one, other in pairs)
+    assert ArrangedPattern(crow, col, None, (3, 4)).order is None

@@ -79,7 +79,8 @@ def _put(
     rows: Tensor, cols: Tensor, weights: Tensor, counts: Tensor, parts: jit.Pieces
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights row by row, row pointers, columns, and where every entry now stands (in the memory of `rows`)."""
-    from ash.jit.rows import arrange, starts
+    from ash.jit.counting import starts
+    from ash.jit.rows import arrange
 
     crow = counts.new_empty(counts.shape[1] + 1)
     col, ordered = (jit.blank(given.dtype, len(given)) for given in (cols, weights))

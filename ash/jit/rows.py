@@ -53,19 +53,6 @@ def _count(row, start, n, rows, counts):
 
 
 @kernel
-def starts(counts, crow):
-    """Counts (parts, rows) become the places where every part's entries of a row begin; `crow`, where each row does."""
-    total = 0
-    for row in range(counts.shape[1]):
-        crow[row] = total
-        for part in range(len(counts)):
-            count = counts[part, row]
-            counts[part, row] = total
-            total += count
-    crow[counts.shape[1]] = total
-
-
-@kernel
 def arrange(rows, cols, weights, places, col, values, begin, end):
     """Put the entries begin … end where `places` says that the next one of their row stands; `rows` becomes where."""
     for p in range(begin, end):
