@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -17,6 +16,8 @@ from torch import Tensor
 from ash.checks import choose, positive, require
 from ash.ids import among, ascending
 from ash.largest import Largest
+from ash.memory import need
+from ash.norms import Block, names, product_blocks
 from ash.pattern import ravel, unravel
 from ash.template import Admissible
 
@@ -29,12 +30,6 @@ FEW = 1 << 13
 GRID, EXPECTED, MOST = 1 << 17, 16, 1 << 22
 """Entries from which the height of the n-th is guessed: so many, but at most an eighth; or, but at most 2n, as many as
 hold `EXPECTED` of the n, up to `MOST`."""
-
-TILE = 1 << 14
-"""Columns of a block: with fewer rows and more of them a product writes more slowly."""
-
-Block = tuple[Tensor, Callable[[Tensor], Tensor]]
-"""Some of the gradient, (rows, columns), and what makes flattened positions of places in it."""
 
 Key = Callable[[Tensor], Tensor]
 _KEYS: dict[str, Key] = {"largest": torch.Tensor.abs_, "positive": lambda g: g, "negative": torch.Tensor.neg_}
@@ -138,8 +133,8 @@ class Score(ABC):
     ) -> Int64[Tensor, " n"]:
         """Flattened positions of the n entries that come first among those above the bar, in falling order."""
         best = Largest(n, bar, counts, total)
-        for scores, names in self._blocks(rows, lambda: best.bar):
-            best.offer(key(scores).flatten(), names)
+        for scores, called in self._blocks(rows, lambda: best.bar):
+            best.offer(key(scores).flatten(), called)
         return best.names().to(self._device)
 
     def _guess(
@@ -221,7 +216,10 @@ class Factors(Score):
         return self._of([(x, g, own * by) for x, g, own in self._parts])
 
     def dense(self) -> Float[Tensor, "..."]:
-        """The gradient itself, `(*out_shape, *in_shape)`."""
+        """The gradient itself, `(*out_shape, *in_shape)`; raises `UserError` where that does not fit into memory."""
+        size = math.prod(self.shape) * self.x.element_size()
+        what = f"the dense gradient of a weight {self.out_shape} x {self.in_shape}"
+        need(what, size, self._device, lambda _: "the factors fit: use `top`, `at`, or momentum='window' of SNFSWiring")
         return (self.g.t() @ self.x).reshape(self.shape)
 
     def at(self, indices: Int64[Tensor, "n r"]) -> Float[Tensor, " n"]:
@@ -262,27 +260,7 @@ class Factors(Score):
         return (self.g[:, some].t() @ self.x[:, cols]).flatten(), (some[:, None] * width + cols).flatten()
 
     def _blocks(self, rows: Tensor, bar: Callable[[], float]) -> Iterator[Block]:
-        """Rows and columns by falling norm, as far as |g_i| · |x_j|, which bounds an entry, passes the bar.
-
-        Rows of about one norm are taken together, the fewer columns can pass the more rows.
-        """
-        gt, heights, rows = _by_norm(self.g[:, rows], rows)
-        x, widths, cols = _by_norm(self.x, torch.arange(self.x.shape[1], device=self.x.device))
-        gt, width, row = gt.t().contiguous(), self.x.shape[1], 0
-        room = x.new_empty(max(BLOCK, min(width, TILE)))  # one for all blocks: memory in pieces of many sizes adds up
-        while row < len(gt):
-            reach = _reach(widths, heights[row], bar())
-            if not reach:
-                return
-            step = max(1, BLOCK // min(reach, TILE))
-            for col in range(0, reach, TILE):
-                if col >= _reach(widths, heights[row], bar()):
-                    break  # the bar has risen
-                part, own = gt[row : row + step], cols[col : min(col + TILE, reach)]
-                block = room[: len(part) * len(own)].view(len(part), len(own))
-                torch.mm(part, x[:, col : col + len(own)], out=block)
-                yield block, partial(_names, rows[row : row + step] * width, own)
-            row += step
+        return product_blocks(self.g, self.x, rows, bar, BLOCK)
 
 
 class DenseGradient(Score):
@@ -333,7 +311,7 @@ class DenseGradient(Score):
         for some in rows.split(max(1, BLOCK // width)):
             for own in cols.split(BLOCK):
                 part = flat[some[:, None], own] if len(own) < width else flat[some]
-                yield part, partial(_names, some * width, own)  # a copy: a search writes to it
+                yield part, partial(names, some * width, own)  # a copy: a search writes to it
 
 
 def same_kind(one: Score, other: Score) -> None:
@@ -377,28 +355,6 @@ def _nth(score: Tensor, ids: Tensor, place: int, counts: Callable[[Tensor], Tens
         if place <= len(values):
             return float(values[place - 1])
     return -torch.inf
-
-
-def _by_norm(lines: Float[Tensor, "b n"], numbers: Int64[Tensor, " n"]) -> tuple[Tensor, np.ndarray, Tensor]:
-    """Lines in the order of their norms, the largest first; the negative norms, rounded up; and the lines' numbers."""
-    norms = torch.linalg.vector_norm(lines, dim=0, dtype=torch.float64).neg_()
-    norms, order = norms.sort(stable=True)
-    rounding = 1 + (len(lines) + 8) * torch.finfo(lines.dtype).eps  # of a product of two of them
-    return lines[:, order], norms.mul_(rounding).cpu().numpy(), numbers[order]
-
-
-def _reach(norms: np.ndarray, other: float, bar: float) -> int:
-    """How many norms may give a product above the bar with another norm; all negative, in rising order."""
-    if bar < 0:
-        return len(norms)
-    return int(np.searchsorted(norms, bar / other)) if other < 0 else 0
-
-
-def _names(starts: Int64[Tensor, " rows"], cols: Int64[Tensor, " cols"], places: Tensor) -> Tensor:
-    """Flattened positions of places in a block of rows that start there, and of those columns."""
-    if len(places) == len(starts) * len(cols):
-        return (starts[:, None] + cols).flatten()
-    return starts[places.div(len(cols), rounding_mode="floor")] + cols[places % len(cols)]
 
 
 def _lines(sizes: tuple[int, int], count: int, device: torch.device) -> tuple[Tensor, Tensor]:

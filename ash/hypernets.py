@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ash.checks import positive, require, shape
+from ash.memory import at_most, need, numbers
 
 Activation = Callable[[], nn.Module]
 
@@ -61,6 +62,14 @@ class View(nn.Module):
         return f"{self.in_shape} -> {self.shape}"
 
 
+def _check_memory(hidden: int, k: int, width: int) -> None:
+    """A perceptron's last layer, which emits `width` numbers for each of k tuples."""
+    each = numbers(None) * hidden * width
+    what = f"the last layer of a perceptron that emits {k:,} tuples"
+    need(what, k * each, None, lambda free: (
+        f"at most {at_most(free / each)} at a time would fit: give it chunk=…, or take a SetHypernetwork"))  # fmt: skip
+
+
 class MLPHypernetwork(nn.Module):
     """A multilayer perceptron over the flattened input, or over a down-sampled view of a picture.
 
@@ -100,6 +109,7 @@ class MLPHypernetwork(nn.Module):
         for before, after in zip(sizes, sizes[1:], strict=False):
             layers += [nn.Linear(before, after), activation()]
         self.trunk = nn.Sequential(*layers)
+        _check_memory(sizes[-1] + 1, self.chunk or k, width)
         self.head = SmallLinear(sizes[-1], (self.chunk or k) * width, gain)
         self.place: nn.Parameter | None = None
         if self.chunk is not None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ash.checks import TORCH_SPARSE_HINT, optional, require, shape
+from ash.memory import need
 from ash.pattern import CSRPattern, ravel, unravel
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ class SparseWeight:
             return dense
         batch = self.values.shape[:-1]
         size = math.prod(self.shape)
+        whole = math.prod(batch) * size * self.values.element_size()
+        need("a dense form", whole, self.values.device, lambda _: f"{self!r} takes less as it is: use its entries")
         ids = ravel(self.indices, self.shape)
         if self.per_instance:
             ids = ids + size * torch.arange(batch[0], device=ids.device).unsqueeze(-1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ash import DenseGradient, Factors, Mask, Score, SourceBeforeTarget, UserError, growth
+from ash import DenseGradient, Factors, Mask, Score, SourceBeforeTarget, UserError, growth, norms
 from ash.growth import lean_sum
 from ash.pattern import ravel, unravel
 
@@ -249,7 +249,7 @@ def skewed(b: int, rows: int, cols: int) -> Factors:
 @pytest.mark.parametrize("n", [1, 40, 900])
 def test_blocks_that_cannot_pass_are_left_out(monkeypatch: pytest.MonkeyPatch, n: int, by: str) -> None:
     monkeypatch.setattr(growth, "BLOCK", 64)
-    monkeypatch.setattr(growth, "TILE", 16)
+    monkeypatch.setattr("ash.norms.TILE", 16)
     monkeypatch.setattr("ash.largest.SLACK", 64)
     factors = skewed(3, 90, 110)
     seen, blocks = 0, factors._blocks
@@ -296,7 +296,7 @@ def test_compiled_and_plain_searches_agree(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_block_has_room_for_all_of_a_tile() -> None:
     """More columns than a tile, of equal norms, so that none is left out."""
-    x = torch.randint(0, 2, (3, growth.TILE + 5), dtype=torch.float64) * 2 - 1
+    x = torch.randint(0, 2, (3, norms.TILE + 5), dtype=torch.float64) * 2 - 1
     factors = Factors(x, torch.ones(3, 40, dtype=torch.float64))
     found = factors.places(200)
     assert len(found.unique()) == 200

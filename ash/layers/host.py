@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ash.checks import require
+from ash.memory import need, numbers
 from ash.wirings.base import Wiring
 from ash.wirings.gaussian import GaussianWiring
 
@@ -43,7 +44,11 @@ class BiasedHost(nn.Module):
     bias: nn.Parameter | None
 
     def _register_bias(self, bias: bool, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        own = nn.Parameter(torch.empty(self.wiring.out_shape, device=device, dtype=dtype)) if bias else None
+        shape = self.wiring.out_shape
+        if bias:
+            size = math.prod(shape) * numbers(dtype)
+            need(f"a bias for the outputs {shape}", size, device, lambda free: "leave it out: bias=False")
+        own = nn.Parameter(torch.empty(shape, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", own)
         self._reset_bias()
 

@@ -98,6 +98,7 @@ class DynamicWiring(StaticWiring):
         require(k <= capacity <= most, f"capacity={capacity} for k={k} entries; expected {k} to {most}, those that "
                                        "are admissible.")  # fmt: skip
         if capacity > k:
+            self._check_memory(capacity, self.indices.device, self.values.dtype)
             self.indices = torch.cat([self.indices, self.indices.new_zeros(capacity - k, self.rank)])
             self.values = nn.Parameter(torch.cat([self.values.detach(), self.values.new_zeros(capacity - k)]))
         self.register_buffer("count", torch.tensor(k, device=self.indices.device))

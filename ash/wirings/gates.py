@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ash.checks import choose, positive, require
+from ash.memory import at_most, need, numbers
 from ash.pattern import CSRPattern, ravel
 from ash.sampling import generator_from, new_seed
 from ash.template import Admissible
@@ -158,6 +159,9 @@ class GateWiring(Wiring):
         source = generator_from(new_seed(torch.device("cpu"), generator), torch.device("cpu"))
         every = k is None and density is None
         count = self.admissible.count() if every else entries_from(k, density, self.admissible)
+        each = 2 * numbers(dtype) + 8 * (2 * self.rank + 3)
+        what = f"GateWiring {self.out_shape} x {self.in_shape} with {count:,} gates"
+        need(what, count * each, device, lambda free: f"at most k={at_most(free / each)} would fit")
         self.register_buffer("indices", self.admissible.distinct(count, source).to(device))
         self.register_buffer("alive", torch.ones(count, dtype=torch.bool, device=device))
         self.logits = nn.Parameter(torch.zeros(count, device=device, dtype=dtype))

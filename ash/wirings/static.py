@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ash.checks import require
+from ash.memory import at_most, need, numbers
 from ash.pattern import CSRPattern, ravel
 from ash.sampling import generator_from, new_seed
 from ash.template import Admissible
@@ -48,7 +49,9 @@ class StaticWiring(Wiring):
         super().__init__(out_shape, in_shape, admissible)
         if indices is None:
             source = generator_from(new_seed(torch.device("cpu"), generator), torch.device("cpu"))
-            entries = self.admissible.distinct(entries_from(k, density, self.admissible), source)
+            count = entries_from(k, density, self.admissible)
+            self._check_memory(count, device, dtype)
+            entries = self.admissible.distinct(count, source)
         else:
             self._check_indices(indices, k)
             entries = indices.clone()
@@ -56,6 +59,12 @@ class StaticWiring(Wiring):
         self.values = nn.Parameter(torch.empty(len(entries), device=device, dtype=dtype))
         self._pattern: tuple[Tensor, int, CSRPattern] | None = None
         self.reset_parameters(generator)
+
+    def _check_memory(self, count: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        """Entries and values, and what drawing them takes."""
+        each = numbers(dtype) + 8 * (2 * self.rank + 3)
+        what = f"{type(self).__name__} {self.out_shape} x {self.in_shape} with {count:,} entries"
+        need(what, count * each, device, lambda free: f"at most k={at_most(free / each)} would fit")
 
     def _check_indices(self, indices: Tensor, k: int | None) -> None:
         good = indices.dim() == 2 and indices.shape[1] == self.rank and indices.dtype == torch.int64

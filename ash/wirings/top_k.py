@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ash.checks import require
+from ash.memory import at_most, need, numbers
 from ash.pattern import CSRPattern, unravel
 from ash.sampling import generator_from, new_seed
 from ash.schedules import Schedule, at
@@ -81,6 +82,7 @@ class TopKWiring(Wiring):
         self.dropout, self.update = dropout, update and dropout is None
         self._given_k, self.density = k, density
         self._check_options()
+        self._check_memory(device, dtype)
         self.candidate = nn.Parameter(torch.empty(self.shape, device=device, dtype=dtype))
         usable = None if self.admissible.everything else self._usable().to(device)
         self.register_buffer("usable", usable, persistent=False)
@@ -105,6 +107,14 @@ class TopKWiring(Wiring):
         elif self.budget is None:
             k, total = self._count_at(0), self.admissible.count()
             require(k <= total, f"k={k} of {total} admissible entries; ask for at most {total}.")
+
+    def _check_memory(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        """Candidates and mask; where some entries may not exist, a list of all positions besides."""
+        each = numbers(dtype) + 1 + (0 if self.admissible.everything else 8 * (self.rank + 2))
+        what = f"TopKWiring {self.out_shape} x {self.in_shape}, whose candidates are dense,"
+        need(what, math.prod(self.shape) * each, device, lambda free: (
+            f"a weight of {at_most(free / each)} positions would fit, or a wiring whose memory follows its entries: "
+            "RigLWiring, GaussianWiring"))  # fmt: skip
 
     def _usable(self) -> Bool[Tensor, "..."]:
         ids = torch.arange(math.prod(self.shape))
