@@ -11,6 +11,7 @@ kernels check nothing.
 import numpy as np
 
 from ash.jit.kernel import kernel
+from ash.jit.tuples import CELLS
 
 LANES = 128
 """Tuples of a block: long enough that loops are not unrolled to scalars, and a block fits the first cache."""
@@ -18,9 +19,6 @@ LANES = 128
 NARROW = 1 << 16
 """Columns up to this size take 32 random bits a point: a position's chance is off by 2^-16 of itself at most.
 Beyond, 63 bits."""
-
-CELLS = 10
-"""log2 of the number of cells of the table of normal quantiles."""
 
 ROUND = 6755399441055744.0  # 1.5 · 2^52: adding and taking it away rounds a float64 to even
 SMALLEST = 1e-8  # of ash.shares

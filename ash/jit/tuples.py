@@ -11,6 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from ash import jit
 
+CELLS = 10
+"""log2 of the number of cells of the table of normal quantiles."""
+
 LARGEST = 1 << 50
 """Sizes of index columns up to here fit the kernels' float64 and leave room to round."""
 
@@ -28,8 +31,6 @@ def quantiles() -> Tensor:
     All cells are as likely, and a number is uniform within its cell. The two ends, at ±3.6, make its variance 1;
     nothing is drawn beyond them.
     """
-    from ash.jit.points import CELLS
-
     count = 1 << CELLS
     knots = torch.special.ndtri(torch.arange(count + 1, dtype=torch.float64) / count)
     inner, last = knots[1:-1], float(knots[-2])

@@ -35,8 +35,10 @@ def matmul(
 
     rows, width, e = len(crow) - 1, x.shape[1], power(min(x.shape[1], 64))
     y = x.new_empty(rows, width)
+    if not y.numel():
+        return y
     grid = (rows, math.ceil(width / e))
-    if y.numel():
+    with torch.cuda.device_of(x):
         multiply[grid](values, crow, col, x.contiguous(), y, width, KIND=_kind(x), P=32, E=e)
     return y
 
@@ -49,7 +51,9 @@ def sddmm(
 
     width, e = x.shape[1], power(min(x.shape[1], 64))
     values, known = x.new_empty(len(col)), {"SPAN": e * math.ceil(width / e), "P": 32, "E": e}
-    if len(col):
+    if not len(col):
+        return values
+    with torch.cuda.device_of(x):
         sample[(len(g),)](g.contiguous(), x.contiguous(), crow, col, values, width, KIND=_kind(x), **known)
     return values
 

@@ -81,7 +81,8 @@ class Launch:
         given = [*first, table(plan.places.wide, self.device), plan.seed, *self._order(), *before, *self._scratch()]
         counts = [len(self._order()[0]), self.total, self.t] if self.chunked else [self.total]
         numbers = [*counts, self.k, rows, cols, self.width]
-        kernel[self.grid](*given, *numbers, **self._known(starts is not None), **more)
+        with torch.cuda.device_of(own.values):
+            kernel[self.grid](*given, *numbers, **self._known(starts is not None), **more)
 
     def _order(self) -> list[Tensor]:
         if not self.chunked:

@@ -12,16 +12,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ash.jit.tuples import quantiles
+from ash.jit.tuples import CELLS, quantiles
 
 NARROW = 1 << 16
 """Columns up to this size take 32 random bits a point and float32; beyond, 64 bits and float64."""
 
 LARGEST = 1 << 31
 """The largest size of an index column."""
-
-CELLS = 10
-"""log2 of the number of cells of the table of normal quantiles."""
 
 HALF = (1 << 32) - 1
 

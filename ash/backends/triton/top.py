@@ -100,9 +100,11 @@ class Search:
         from ash.backends.triton.candidates import score
 
         values = self.gt.new_empty(len(ids))
-        if len(ids):
-            e = power(min(self.b, 64))
-            known = {"SPAN": e * math.ceil(self.b / e), "P": 32, "E": e}
+        if not len(ids):
+            return values
+        e = power(min(self.b, 64))
+        known = {"SPAN": e * math.ceil(self.b / e), "P": 32, "E": e}
+        with torch.cuda.device_of(values):
             score[(math.ceil(len(ids) / 32),)](self.gt, self.xt, ids, values, len(ids), self.cols, self.b, **known)
         return values.abs_() if self.by == 0 else values.mul_(self.by)
 
@@ -113,10 +115,10 @@ class Search:
         found = torch.empty(self.capacity, dtype=torch.int64, device=self.gt.device)
         count = torch.zeros(1, dtype=torch.int32, device=self.gt.device)
         tiles = math.ceil(self.rows / TILE["M"]) * math.ceil(self.cols / TILE["N"])
-        collect[(tiles,)](
-            *self._operands(), self.gt.new_tensor([bar]), found, count, self.rows, self.cols, self.b, self.capacity,
-            BY=self.by, SPAN=TILE["K"] * math.ceil(self.b / TILE["K"]), num_warps=8, **self._precision(), **TILE,
-        )  # fmt: skip
+        known = {"BY": self.by, "SPAN": TILE["K"] * math.ceil(self.b / TILE["K"]), **self._precision(), **TILE}
+        given = [*self._operands(), self.gt.new_tensor([bar]), found, count]
+        with torch.cuda.device_of(found):
+            collect[(tiles,)](*given, self.rows, self.cols, self.b, self.capacity, num_warps=8, **known)
         total = int(count)
         return found[: min(total, self.capacity)], total
 
