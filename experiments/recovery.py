@@ -19,14 +19,19 @@ HOLD = 200
 TOLERANCE = 1e-3
 """Rounded mean squared error below which the values count as learned."""
 FRAME_EVERY, ERRORS_EVERY, SAVE_EVERY = 10, 50, 500
+DENSE = 1 << 13
+"""The largest permutation that is held as a dense matrix."""
+FRESH, NUMBERS = 1000, 1 << 27
+"""Vectors on which errors are measured, or as many as have so many numbers."""
 
 
 def make_target(kind: str, n: int) -> Tensor:
-    """The matrix to learn, `(n, n)`, drawn from torch's default generator."""
-    if kind == "identity":
-        return torch.eye(n)
-    if kind == "permutation":
-        return torch.eye(n)[torch.randperm(n)]
+    """The matrix to learn, `(n, n)`, drawn from torch's default generator; in COO if it is large and a permutation."""
+    if kind != "sparse":
+        cols = torch.arange(n) if kind == "identity" else torch.randperm(n)
+        where = torch.stack([torch.arange(n), cols])
+        target = torch.sparse_coo_tensor(where, torch.ones(n), (n, n), check_invariants=False, is_coalesced=True)
+        return target if n > DENSE else target.to_dense()
     flat = torch.zeros(n * n)
     where = torch.randperm(n * n)[: 2 * n]
     flat[where] = torch.randn(2 * n).sign() * (0.5 + torch.rand(2 * n))
@@ -44,7 +49,8 @@ class Trial:
 
     def __init__(self, learner: Learner, target: Tensor, batch: int, keep_frames: Sequence[int] = ()):
         self.learner, self.target, self.batch = learner, target, batch
-        self.entries = ravel(target.nonzero(), tuple(target.shape))
+        self.where = target.indices().t() if target.is_sparse else target.nonzero()
+        self.entries = ravel(self.where, tuple(target.shape))
         self.keep = frozenset(keep_frames)
         self.history = plot.History(60, keep=keep_frames)
         self.curve: list[dict[str, float]] = []
@@ -74,9 +80,13 @@ class Trial:
             if step > start and step % SAVE_EVERY == 0:
                 run.save(step, self.state())
             x = torch.randn(self.batch, self.target.shape[1], device=self.target.device)
-            self.learner.train_step(x, x @ self.target.t(), step)
+            self.learner.train_step(x, self._truth(x), step)
             bar.update(1)
         self.before, self.began = self.seconds, time.perf_counter()
+
+    def _truth(self, x: Tensor) -> Tensor:
+        """T · x, of a dense or a sparse T."""
+        return (self.target @ x.t()).t() if self.target.is_sparse else x @ self.target.t()
 
     def _judge(self, step: int) -> None:
         """How many entries of the target the rounded tuples hold, whether exactly those, and since when."""
@@ -96,10 +106,11 @@ class Trial:
 
     @torch.no_grad()
     def errors(self) -> dict[str, float]:
-        """Mean squared error per output on 1,000 fresh vectors, of the rounded and of the sampled network."""
+        """Mean squared error per output on fresh vectors, of the rounded and of the sampled network."""
         with torch.random.fork_rng():
-            x = torch.randn(1000, self.target.shape[1], device=self.target.device)
-            truth = x @ self.target.t()
+            n = self.target.shape[1]
+            x = torch.randn(max(1, min(FRESH, NUMBERS // n)), n, device=self.target.device)
+            truth = self._truth(x)
             outputs = {"rounded_mse": self.learner.rounded(x), "sampled_mse": self.learner.sampled(x)}
         return {name: float((y - truth).square().mean()) for name, y in outputs.items()}
 
@@ -140,7 +151,7 @@ class Trial:
         """The pictures: last means, small multiples, animation, errors over time."""
         steps = frames or [round(self.curve[-1]["step"] * share) for share in (0, 0.05, 0.15, 0.4, 1)]
         chosen = {frame.step: frame for frame in self.history.at(steps)}
-        target = self.target.nonzero()
+        target = self.where
         plot.row(list(chosen.values()), run.path("row.png"), target=target)
         for frame in chosen.values() if frames else ():
             plot.row([frame], run.path(f"means{frame.step:04d}.png"), target=target)

@@ -36,6 +36,19 @@ def test_targets(kind: str, entries: int) -> None:
     assert torch.equal(make_target("identity", 4), torch.eye(4))
 
 
+@pytest.mark.parametrize("kind", ["identity", "permutation"])
+def test_large_permutations_are_never_held_densely(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = make_target(kind, 8)
+    monkeypatch.setattr("experiments.recovery.DENSE", 4)
+    torch.manual_seed(0)
+    target = make_target(kind, 8)
+    assert target.is_sparse and torch.equal(target.to_dense(), dense)
+    sparse, other = (Trial(learner(size=8), each, batch=3) for each in (target, dense))
+    assert torch.equal(sparse.entries, other.entries) and torch.equal(sparse.where, other.where)
+    x = torch.randn(3, 8)
+    assert torch.equal(sparse._truth(x), other._truth(x))
+
+
 def test_options_depend_on_each_other() -> None:
     fixed, learned = Options(size=10).resolved(), Options(size=10, target="sparse").resolved()
     assert (fixed.values, fixed.k, fixed.rescue_every, fixed.scale_decay) == ("ones", 10, 0, 0.003)
