@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments import benchmark_free, benchmark_graph_rows, benchmark_hyper, benchmark_layers, benchmark_rigl
+from experiments import benchmark_free, benchmark_gpu, benchmark_graph_rows, benchmark_hyper, benchmark_layers, benchmark_rigl
 from experiments.benchmark_case import Layer, Part
 
 PARTS: tuple[Part, ...] = (
@@ -10,6 +10,7 @@ PARTS: tuple[Part, ...] = (
     benchmark_free.PART,
     benchmark_hyper.PART,
     benchmark_rigl.PART,
+    benchmark_gpu.PART,
     benchmark_graph_rows.PART,
 )
 
