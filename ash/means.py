@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
+from ash import jit
 from ash.checks import choose
 
 
@@ -74,12 +76,33 @@ class Anchored(Means):
 
     @torch.no_grad()
     def settle(self, scales: Tensor) -> None:
+        if self._compiles(scales):
+            self._settle_compiled(scales)
+        else:
+            self._settle_plain(scales)
+
+    def _settle_plain(self, scales: Tensor) -> None:
         total = self.fraction.addcmul_(scales, self.offset)
         whole = total.round()
         self.anchor.add_(whole.long())
         total.sub_(whole)
         self.offset.zero_()
         self._clamp()
+
+    def _compiles(self, scales: Tensor) -> bool:
+        """Whether one compiled pass serves; it writes to the tensors' own memory."""
+        own = self.anchor, self.fraction, self.offset, scales
+        kinds = {tensor.dtype for tensor in own[1:]}
+        fits = all(tensor.is_contiguous() for tensor in own) and kinds in ({torch.float32}, {torch.float64})
+        return fits and jit.serves(self.offset.numel(), *own)
+
+    def _settle_compiled(self, scales: Tensor) -> None:
+        from ash.jit.means import settle
+
+        top = torch.tensor(self.sizes, dtype=torch.int64) - 1
+        own = self.anchor, self.fraction, self.offset
+        settle(*jit.arrays(*own, scales, top))
+        increment_version(own)
 
     def _clamp(self) -> None:
         top = torch.tensor(self.sizes, dtype=torch.int64, device=self.anchor.device) - 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ash import UserError
+from ash import UserError, jit
 from ash.means import Anchored, get_means
 
 NAMES = ["anchored", "direct", "sigmoid"]
@@ -89,3 +89,28 @@ def test_an_anchored_mean_keeps_its_precision_far_out() -> None:
 def test_an_unknown_parametrisation() -> None:
     with pytest.raises(UserError, match="unknown parametrisation of means 'anchor'.*Did you mean 'anchored'"):
         get_means("anchor")
+
+
+@pytest.mark.skipif(not jit.available(), reason="numba is not installed")
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_compiled_pass_settles_as_torch_does(
+    dtype: torch.dtype, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle, beyond both ends, on the very ends, and where a half is rounded to even."""
+    where = torch.tensor([[3.5, 17.0], [0.0, 40.0], [6.0, 0.4], [2.25, 39.75], [1.0, 20.0], [0.0, 40.0]])
+    moves = torch.tensor([[1.0, -0.5], [-9.0, 30.0], [0.25, -0.4], [0.5, 0.5], [0.25, 0.75], [0.0, 0.0]])
+    scales, found = torch.full((6, columns), 2.0, dtype=dtype), []
+    for least in (0, 1 << 30):
+        monkeypatch.setattr(jit, "LEAST_POINTS", least)
+        means = Anchored(6, (7, 41), dtype=dtype)
+        means.place(torch.arange(6), where.double())
+        with torch.no_grad():
+            means.offset.copy_(moves)
+        versions = [tensor._version for tensor in (means.offset, means.anchor, means.fraction)]
+        means.settle(scales)
+        assert all(t._version > v for t, v in zip((means.offset, means.anchor, means.fraction), versions, strict=True))
+        found.append((means.anchor, means.fraction, means.offset.detach()))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert found[0][0].tolist() == [[6, 16], [0, 40], [6, 0], [3, 40], [1, 22], [0, 40]]
+    assert not found[0][2].any()
