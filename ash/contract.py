@@ -62,8 +62,8 @@ def _shared(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
     if isinstance(weight, DrawnWeight) and backend in ("auto", "triton"):
         return weight.multiply(x)
     rows, cols = weight.matrix_shape
-    name = choose_backend(rows, cols, weight.entries) if backend == "auto" else backend
     b, _, e = x.shape
+    name = choose_backend(rows, cols, weight.entries, b * e) if backend == "auto" else backend
     if e == 1:
         return _multiply(weight, x.reshape(b, cols).t(), name).t().contiguous().unsqueeze(-1)
     y = _multiply(weight, x.transpose(0, 1).reshape(cols, b * e), name)

@@ -30,6 +30,9 @@ many keep to it; `missed`, the names of those that do not. The figures with thei
   no bias); `sparselab`, the layer of that package; `dense`, `nn.Linear`; `limit`, a copy of the bytes that the three
   products must move at least.
 - `density_D_…`: a static layer 2,048 × 2,048 at density D, and `density_1_…`, `nn.Linear`; batch 64.
+- `crossover_N`: the density of N × N, batch 64, from which a static layer trains faster by a dense product than by
+  CSR; `crossover_N_linear`: from which `nn.Linear` does; `crossover_N_auto`: at 1.5 times the first and at the first
+  over 1.5, seconds of what `backend="auto"` takes over those of the other, the larger of the two.
 - `rigl_N_…`: a step of N × N at 99 % sparsity with SGD with momentum, batch 64: `seconds`, and with a rewiring
   `rewiring_seconds`; `bytes`, of weights, optimizer and growth, two steps and a rewiring. `masked_rigl_N_…`: the same
   of a dense weight with a mask. `rigl_N_masked`: a step over that of the masked one; `rigl_N_memory`: bytes over its;

@@ -18,8 +18,10 @@ UNITS = {
     "ratio": ("x", 1.0),
     "each": ("B", 1.0),
     "seconds_each": ("µs", 1e6),
+    "density": ("%", 100.0),
 }
-"""Unit of a figure, and what makes it of seconds, bytes, ratios, or bytes or seconds for each of many things."""
+"""Unit of a figure, and what makes it of seconds, bytes, ratios, or bytes or seconds for each of many things,
+or densities."""
 
 HEAD = ("what", "", "min", "median", "max", "bar", "median / bar", "ok", "error")
 
@@ -29,7 +31,7 @@ class Row:
     """A figure, in seconds, bytes or as a ratio, beside what it must not exceed.
 
     Attributes:
-        name: its key. what: the same in words. figure: seconds, bytes, ratio, each or seconds_each.
+        name: its key. what: the same in words. figure: seconds, bytes, ratio, each, seconds_each or density.
         low, median, high: over the runs; None where it was not measured, which `note` then explains.
         bar: None where nothing is promised.
         error: of the layer against the dense oracle, relative; None for figures that come from others.

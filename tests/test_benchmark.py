@@ -160,7 +160,7 @@ def test_the_plan_names_every_figure_once() -> None:
     for quick in (False, True):
         rows = [row for row, _ in plan(quick)]
         assert len({row.name for row in rows}) == len(rows)
-        assert {row.figure for row in rows} == {"seconds", "bytes", "ratio"}
+        assert {row.figure for row in rows} == {"seconds", "bytes", "ratio", "density"}
         assert any(row.bar is not None for row in rows) != quick
     assert all(row.size in (case.size, case.density, 1.0) for row, case in plan(False) if row.series)
     assert 1_000_000 in {case.size for _, case in plan(False)}

@@ -162,6 +162,18 @@ class InstanceSuite:
         assert gradcheck(product, (weight.values, x))
         assert gradgradcheck(product, (weight.values, x))
 
+    def test_instances_of_an_empty_batch_and_of_no_extra_positions(self) -> None:
+        check(draw((4,), (5,), b=3), inputs((5,), 3, (0,)), self.backend)
+        weight, x = draw((4,), (5,), b=0), inputs((5,), 0)
+        y = contract(weight, x, self.backend)
+        assert y.shape == (0, 4)
+        y.sum().backward()
+        assert weight.values.grad is not None and weight.values.grad.shape == (0, 9)
+
+    def test_instances_in_any_memory_order(self) -> None:
+        x = torch.randn(4, 3, 2, dtype=torch.float64).permute(2, 1, 0).requires_grad_()
+        check(draw((2,), (3,), b=2), x, self.backend)
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_instances_of_half_precision(self, dtype: torch.dtype) -> None:
         weight, x = draw((4,), (5,), b=3), inputs((5,))
@@ -338,13 +350,23 @@ def test_a_missing_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         contract(draw((4,), (5,)), inputs((5,)), "torch_sparse")
 
 
+def test_a_backend_on_the_wrong_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton needs a GPU, unless its interpreter runs; where it is missing, the message says what to install."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(UserError, match="backend 'triton' for tensors on cpu; it needs a GPU|pip install triton"):
+        contract(draw((4,), (5,)), inputs((5,)), "triton")
+
+
 def test_the_choice_of_a_backend() -> None:
     assert choose_backend(8, 8, 64) == "dense"
-    assert choose_backend(128, 128, 3) == "dense"
-    assert choose_backend(129, 128, 3) == "torch"
-    assert choose_backend(512, 512, 60_000) == "dense"
-    assert choose_backend(512, 512, 30_000) == "torch"
-    assert choose_backend(1024, 512, 500_000) == "torch"
+    assert choose_backend(256, 256, 3) == "dense"
+    assert choose_backend(257, 256, 3) == "torch"
+    assert choose_backend(512, 512, 92_000) == "dense"
+    assert choose_backend(512, 512, 91_000) == "torch"
+    assert choose_backend(1024, 512, 320_000) == "dense"
+    assert choose_backend(1024, 512, 310_000) == "torch"
+    assert choose_backend(1024, 512, 310_000, 256) == "dense"
+    assert choose_backend(1024, 512, 180_000, 256) == "torch"
     assert choose_backend(10**6, 10**6, 10**5) == "torch"
 
 

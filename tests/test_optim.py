@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from ash import GaussianWiring, SparseLinear, StaticWiring, clear_state, parameter_groups
+from ash import (
+    DSRWiring,
+    GaussianWiring,
+    RigLWiring,
+    SETWiring,
+    SNFSWiring,
+    SparseLinear,
+    StaticWiring,
+    TopKWiring,
+    Wiring,
+    clear_state,
+    parameter_groups,
+)
 
 
 def model() -> nn.Module:
@@ -65,3 +78,40 @@ def test_state_of_moved_tuples_is_cleared_and_that_of_others_kept(make: partial[
             else:
                 assert torch.equal(now, value)
     assert any(v.shape == p.shape for p, state in before.items() for v in state.values())
+
+
+def state_numbers(kind: Callable[..., Wiring], make: Callable[..., torch.optim.Optimizer], size: int) -> int:
+    """Numbers of the optimizer's state for 12 entries of a (size × size) weight, step counts apart."""
+    layer = SparseLinear(size, size, bias=False, wiring=partial(kind, k=12))
+    optimizer = make(parameter_groups(layer))
+    layer(torch.randn(9, size)).square().sum().backward()
+    optimizer.step()
+    states = optimizer.state_dict()["state"].values()
+    return sum(v.numel() for state in states for v in state.values() if isinstance(v, torch.Tensor) and v.dim())
+
+
+OPTIMIZERS = [
+    (1, partial(torch.optim.SGD, momentum=0.9)),
+    (2, torch.optim.Adam),
+    (2, partial(torch.optim.AdamW, fused=True)),
+]
+each_optimizer = pytest.mark.parametrize(("states", "make"), OPTIMIZERS, ids=["SGD", "Adam", "fused AdamW"])
+
+
+NUMBERS = {StaticWiring: 1, SETWiring: 1, RigLWiring: 1, SNFSWiring: 4, DSRWiring: 4, GaussianWiring: 4}
+"""For each entry: its value, with room for three more where layers give entries away; of a tuple two means and a scale
+besides."""
+
+
+@each_optimizer
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_state_is_of_the_stored_entries_alone(
+    kind: type[Wiring], states: int, make: Callable[..., torch.optim.Optimizer]
+) -> None:
+    assert [state_numbers(kind, make, size) for size in (30, 90)] == [states * 12 * NUMBERS[kind]] * 2
+
+
+@each_optimizer
+def test_state_of_dense_candidates_is_dense(states: int, make: Callable[..., torch.optim.Optimizer]) -> None:
+    """All candidates learn, in use or not: that is how the top k are found."""
+    assert state_numbers(TopKWiring, make, 6) == states * 36

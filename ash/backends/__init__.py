@@ -23,11 +23,13 @@ _MODULES = {
     "torch_sparse": "ash.backends.torch_sparse",
     "triton": "ash.backends.triton.backend",
 }
-SMALL = 1 << 14
-"""Positions of a weight (64 kB in float32) up to which the dense product is faster at any density: a CSR product,
+SMALL = 1 << 16
+"""Positions of a weight (256 kB in float32) up to which the dense product is faster at any density: a CSR product,
 its transpose and SDDMM are three calls of about 0.1 ms each, however few the entries."""
-FULL, FULL_BELOW = 0.2, 1 << 18
-"""Density from which the dense product is faster, for weights of at most so many positions (1 MB)."""
+FULL, FULL_LARGE = 0.35, 0.6
+"""Density from which the dense product is faster: of weights that stay in the cache and for large batches; else."""
+LARGE, LARGE_BATCH = 1 << 18, 256
+"""Positions (1 MB) up to which a weight stays in the cache, and columns from which on a batch is large."""
 
 
 @cache
@@ -42,16 +44,17 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def choose_backend(rows: int, cols: int, nnz: int) -> str:
-    """The backend for a (rows × cols) weight with nnz stored entries.
+def choose_backend(rows: int, cols: int, nnz: int, batch: int = 64) -> str:
+    """The backend for a (rows × cols) weight with nnz stored entries and an input of `batch` columns.
 
-    Small matrices are multiplied densely, larger ones where many of their entries exist, and those of more than a
-    megabyte never: everything else is sparse in memory and time. Measured on one core of an AVX-512 server, forward
-    and backward, batches of 32 to 512.
+    Small matrices are multiplied densely, and larger ones where most of their entries exist: there the matrix and its
+    gradient take less memory (8 bytes a position) than the entries with their indices do. Everything else is sparse in
+    memory and time. Measured on one core of an AVX-512 server, forward and backward, batches of 1 to 512, with
+    and without numba: the `crossover_…` rows of `python -m experiments benchmark --only crossover`.
     """
     positions = rows * cols
-    full = positions <= FULL_BELOW and nnz >= FULL * positions
-    return "dense" if full or positions <= SMALL else "torch"
+    full = FULL if positions <= LARGE or batch >= LARGE_BATCH else FULL_LARGE
+    return "dense" if positions <= SMALL or nnz >= full * positions else "torch"
 
 
 __all__ = ["Backend", "choose_backend", "get_backend"]
