@@ -45,7 +45,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ash", "ash.*"]),
-    package_data={"ash": ["py.typed"]},
+    package_data={"ash": ["py.typed", "plot/web/*"]},
     install_requires=["torch>=2.11", "numpy>=1.26", "scipy>=1.11", "jaxtyping>=0.3"],
     extras_require={
         "plot": PLOT,

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from ash import HyperWiring
+from ash import HyperWiring, plot
 from ash.losses import Reconstruction, reconstruction_loss, scale_penalty
 from ash.plot import image_grid
 from experiments import adaptive
@@ -68,6 +68,17 @@ class AdaptiveTraining(Training):
         self.options = options
         self.pretraining = round(options.pretrain * plan.steps_per_epoch(len(images.train_y)))
         self.adaptive = isinstance(model, adaptive.Hyper)
+
+    def frame(self) -> plot.Frame | None:
+        """The tuples that the first adaptive layer has for the first test image."""
+        if not isinstance(self.model, adaptive.Hyper):
+            return None
+        self.model.eval()
+        with torch.no_grad():
+            features = self.model.trunk(self.model.pictures(self.images.test_x[:1]))
+            frame = plot.frame_of(self.model.wirings[0], self.step, x=features[0])
+        self.model.train()
+        return frame
 
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         output = self.model(shifted(x, self.options.augment, mirror=x.dim() == 4))
@@ -156,6 +167,10 @@ def classify(options: Any, images: Images, run: Run) -> dict[str, object]:
     training.draw(run.path("accuracy.png"))
     if isinstance(model, adaptive.Hyper):
         draw_reading(model, images, run.path("reading.png"))
+        first = model.wirings[0]
+        plane = (len(first.out_shape), len(first.out_shape) + 1)
+        track = plot.TupleTrack(training.frames, columns=plane, total=first.k)
+        run.show("what the first layer reads of a test image", track)
     return summary(options, images, training)
 
 

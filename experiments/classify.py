@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ash import GaussianWiring
+from ash import GaussianWiring, plot
 from ash.plot import curves
 from experiments.data import Images
+from experiments.frames import few, packed, take_up
 from experiments.runs import Run, restore, training_state
 
 EVALUATION_BATCH = 2000
+FRAMES = 40
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Training:
         history: the figures of every epoch: `epoch`, `step`, `loss`, `train_accuracy` (over the epoch, in
             training mode), those of `judge`.
         seen: what `look` gave before training and after every epoch.
+        frames: the tuples of a layer at these times, as far as a page draws them; empty where there are none.
 
     `look` takes the model and returns a tensor. `draws`: whether the network is sampled in training.
     """
@@ -118,6 +121,8 @@ class Training:
         self.history: list[dict[str, float]] = []
         self.seen = [look(model)]
         self.step = 0
+        self.frames = plot.History(FRAMES)
+        self._keep_frame()
 
     def __call__(self) -> None:
         """Train to the end of the plan."""
@@ -130,6 +135,7 @@ class Training:
             figures |= self.judge()
             self.history.append({"epoch": epoch, "step": self.step, **figures})
             self.seen.append(self.look(self.model))
+            self._keep_frame()
             self.run.log(self.step, epoch=epoch, **figures)
             self.run.time(self.step, epoch=epoch)
             self.run.save(self.step, self._state())
@@ -169,6 +175,16 @@ class Training:
         """The accuracies at the end of an epoch."""
         return judge(self.model, self.images, self.draws)
 
+    def frame(self) -> plot.Frame | None:
+        """The tuples of the first Gaussian wiring as they stand; None where there is none."""
+        wirings = gaussian_wirings(self.model)
+        return plot.frame_of(wirings[0], self.step) if wirings else None
+
+    def _keep_frame(self) -> None:
+        frame = self.frame()
+        if frame is not None:
+            self.frames.add(few(frame))
+
     def _freeze_when_due(self) -> None:
         if self.step >= self.freeze_at:
             for wiring in gaussian_wirings(self.model):
@@ -176,11 +192,17 @@ class Training:
                     wiring.freeze()
 
     def _state(self) -> dict[str, Any]:
-        return training_state(self.model, self.optimizer) | {"history": self.history, "seen": self.seen}
+        return training_state(self.model, self.optimizer) | {
+            "history": self.history,
+            "seen": self.seen,
+            "frames": packed(self.frames),
+        }
 
     def _go_on(self, step: int, state: dict[str, Any]) -> None:
         restore(state, self.model, self.optimizer)
         self.step, self.history, self.seen = step, state["history"], state["seen"]
+        self.frames = plot.History(FRAMES)
+        take_up(self.frames, state["frames"])
 
     @property
     def best(self) -> dict[str, float]:

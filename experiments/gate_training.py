@@ -63,6 +63,11 @@ class Session:
         self.done: dict[str, dict[str, Any]] = state["done"]
         self.partial: dict[str, Any] | None = state["partial"]
 
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return math.ceil(len(self.images.train_y) / self.recipe.batch)
+
     def train(self, name: str, seed: int, make: Callable[[], nn.Module], epochs: int) -> Trained:
         """Train what `make` makes, from `seed`, for so many epochs."""
         torch.manual_seed(seed)
@@ -94,7 +99,7 @@ class Session:
         history: list[dict[str, Any]],
         epochs: int,
     ) -> None:
-        each = math.ceil(len(self.images.train_y) / self.recipe.batch)
+        each = self.steps
         bar = self.run.progress(epochs * each, name, start=(len(history) - 1) * each)
         for epoch in range(len(history), epochs + 1):
             figures = self._epoch(net, optimizer, rates, (epoch - 1) * each, epochs * each, bar)

@@ -65,7 +65,7 @@ from torch import Tensor, nn
 
 from ash import LayerGraph
 from ash.checks import positive, require
-from ash.plot import curves
+from ash.plot import GateTrack, curves
 from ash.plot.gates import gates as draw_gates
 from experiments import gate_nets
 from experiments.data import Images, cifar10, digits, mnist, standardise
@@ -181,7 +181,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
         result |= accuracies("baseline_", chains) | {"baseline_parameters": learned(chains[0].net)}
     if options.net == "gated" and options.retrain:
         result |= retrain(session, make, dict(zip(seeds, mains, strict=True)), options.prune, epochs)
-    draw(mains, run)
+    draw(mains, run, session.steps)
     return result
 
 
@@ -293,8 +293,8 @@ def summary(options: Options, images: Images, mains: list[Trained]) -> dict[str,
     return result
 
 
-def draw(mains: list[Trained], run: Run) -> None:
-    """Gates of the first seed, and accuracies of all, over the epochs."""
+def draw(mains: list[Trained], run: Run, steps: int) -> None:
+    """Gates of the first seed, and accuracies of all, over the epochs of so many steps."""
     first = mains[0]
     if first.history[0]["gates"] and isinstance(first.net, LayerGraph):
         epochs = [each["epoch"] for each in first.history]
@@ -304,6 +304,7 @@ def draw(mains: list[Trained], run: Run) -> None:
             source, target = name.split(" → ")
             panels.setdefault(f"into {target}", {})[source] = [row[column] for row in values]
         draw_gates(epochs, panels, run.path("gates.png"))
+        run.show("gates", GateTrack([epoch * steps for epoch in epochs], panels))
     series = {}
     for number, main in enumerate(mains):
         for name in ("train_accuracy", "test_accuracy"):

@@ -64,6 +64,7 @@ from ash import Context, Sampling, Wiring
 from ash.checks import positive, require
 from ash.count import count
 from ash.optim import parameter_groups
+from ash.plot import TupleTrack
 from experiments import models, pixels
 from experiments.adaptive_options import ADAPTIVE, AdaptiveOptions, check_adaptive, own_defaults
 from experiments.adaptive_training import classify
@@ -252,6 +253,8 @@ def gaussian(
 def draw(training: Training, run: Run, options: Options, shape: tuple[int, int]) -> None:
     """The pictures; a convolution has none of pixels."""
     training.draw(run.path("accuracy.png"))
+    if len(training.frames):
+        show_tuples(training, run)
     if options.model == "conv":
         return
     moving = options.freeze if options.model == "ash" else 1.0
@@ -259,6 +262,13 @@ def draw(training: Training, run: Run, options: Options, shape: tuple[int, int])
     label = "sum of absolute weights" if options.model == "dense" else "hidden units that read the pixel"
     pixels.draw_readers(training.seen, until, run.path("pixels.png"), label)
     pixels.draw_units(training.model, shape, run.path("units.png"))
+
+
+def show_tuples(training: Training, run: Run) -> None:
+    """The tuples of the hidden layer over training, for the page: in the plane of the pixels, if they lie in one."""
+    wiring = gaussian_wirings(training.model)[0]
+    plane = (1, 2) if wiring.rank > 2 else None
+    run.show("what the hidden units read", TupleTrack(training.frames, columns=plane, total=wiring.k))
 
 
 def summary(options: Options, images: Images, budget: models.Budget, training: Training) -> dict[str, object]:

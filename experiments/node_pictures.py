@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ash import NodeGraph
-from ash.plot import Frame, adjacency, animate, curves, node_graph, row
+from ash.plot import EdgeTrack, Frame, adjacency, animate, curves, node_graph, row
 from experiments.runs import Run
 
 PANELS = 6
@@ -17,7 +17,8 @@ DRAWN = 300
 
 
 def draw(run: Run, graph: NodeGraph, frames: Sequence[tuple[int, Tensor]], history: list[dict[str, float]]) -> None:
-    """accuracy.png, moved.png, wiring.png, wiring.gif, adjacency.png and, of a small graph, graph.png."""
+    """accuracy.png, moved.png, wiring.png, wiring.gif, adjacency.png and, of a small graph, graph.png; the edges for
+    the page."""
     steps = [each["step"] for each in history]
     names = {"training": "train_accuracy", "test": "test_accuracy"}
     series = {title: (steps, [each[name] for each in history]) for title, name in names.items()}
@@ -31,6 +32,9 @@ def draw(run: Run, graph: NodeGraph, frames: Sequence[tuple[int, Tensor]], histo
     some = changes([frames[place] for place in places], graph.nodes)
     row(some, run.path("wiring.png"), value_limit=1.0)
     animate(every, run.path("wiring.gif"), fps=3, value_limit=1.0, title=title)
+    n = graph.nodes
+    entries = [(step, torch.stack([ids // n, ids % n], 1)) for step, ids in frames]
+    run.show("edges of the graph", EdgeTrack(entries, (n, n)))
     weight = graph.wiring.rounded()
     assert weight is not None
     dense = weight.to_dense().detach()

@@ -7,6 +7,7 @@
 | `timing.jsonl` | what does: one object per timed step |
 | `pictures.json` | the pictures that the run has made, so that a later run can remove these and no others |
 | `checkpoint/` | the last checkpoint |
+| `index.html` | the page: the slider through what `show` was given, curves, summary and pictures |
 | `summary.json` | the final figures; written last, so that a folder with it is a finished run |
 """
 
@@ -24,9 +25,11 @@ import torch
 from tqdm import tqdm
 
 from ash.checks import UserError, require
-from experiments import checkpoint, files, folder, machine
+from ash.plot.page_tracks import Track
+from experiments import checkpoint, files, folder, machine, pages
 from experiments.folder import CHECKPOINT, CONFIG, METRICS, PICTURES, SUMMARY, TIMING
 from experiments.options import RunOptions, check_same_run, fixed, resolve
+from experiments.records import read_lines
 from experiments.state import restore, training_state
 
 __all__ = ["Run", "RunOptions", "restore", "table", "training_state"]
@@ -49,6 +52,7 @@ class Run:
         self.step = 0
         self._begun, self._seconds, self._peak = time.perf_counter(), 0.0, 0
         self._pictures: list[str] = []
+        self._tracks: dict[str, Track] = {}
         self._bars: list[Any] = []
         self._saved = self._read_checkpoint() if self.options.resume else None
         try:
@@ -136,6 +140,10 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def show(self, title: str, track: Track) -> None:
+        """Have the slider of the run's page move `track` (see `ash.plot`), under that title."""
+        self._tracks[title] = track
+
     def save(self, step: int, state: Any) -> None:
         """Make `state` after `step` the checkpoint; log what belongs to `step` before. See
         `checkpoint.write` for what a state may hold, `training_state` for that of a training."""
@@ -163,9 +171,16 @@ class Run:
         standard |= {"seconds": round(self.seconds, 3), "peak_memory_bytes": self.peak_memory_bytes}
         whole = files.plain(standard | {k: v for k, v in summary.items() if k not in standard})
         self.close()
+        self._write_page(whole)
         files.write_json(self.folder / SUMMARY, whole)
         print(table(whole))
         return whole
+
+    def _write_page(self, summary: dict[str, Any]) -> None:
+        made = [self.folder / name for name in self._pictures if name != pages.INDEX]
+        shown = [path for path in made if path.is_file()]
+        lines = read_lines(self.folder / METRICS)
+        pages.write(self.path(pages.INDEX), self._config(), summary, lines, self._tracks, shown)
 
     def close(self) -> None:
         """Close bars and files; what was logged stays."""

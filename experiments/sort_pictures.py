@@ -33,6 +33,7 @@ def show(
         grid([frames], targets, run.path(f"means{frames[0].step:04d}.png"))
     for i, (history, target) in enumerate(zip(histories, targets, strict=True), 1):
         plot.animate(history, run.path(f"means{i}.gif"), target=target)
+        run.show(f"index tuples of vector {i}", plot.TupleTrack(history, target=target))
     _curves(run, curve)
 
 

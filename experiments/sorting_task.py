@@ -18,6 +18,7 @@ from ash.sampling import Sampling
 from ash.schedules import Anneal
 from ash.template import Template
 from ash.wirings.hyper import HyperWiring
+from experiments.frames import packed, take_up
 from experiments.runs import Run, restore, training_state
 from experiments.sort_options import Options
 from experiments.sort_pictures import show
@@ -196,17 +197,10 @@ class Sorter:
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, pictures included."""
-        arrays = ("means", "scales", "values")
-        frames = [
-            [
-                {"step": frame.step, **{name: torch.as_tensor(getattr(frame, name)) for name in arrays}}
-                for frame in history.frames
-            ]
-            for history in self.histories
-        ]
+        shown = [packed(history) for history in self.histories]
         data = {"validation": self.validation, "shown": self.shown}
         training = training_state(self.layer, self.optimizer)
-        return {"training": training, "frames": frames, "curve": self.curve, "seconds": self.before, "data": data}
+        return {"training": training, "frames": shown, "curve": self.curve, "seconds": self.before, "data": data}
 
     def _resume(self, run: Run) -> int:
         saved = run.load()
@@ -216,10 +210,8 @@ class Sorter:
         self.curve, self.before = list(state["curve"]), state["seconds"]
         self.validation.copy_(state["data"]["validation"])
         self.shown.copy_(state["data"]["shown"])
-        sizes = (self.options.size, self.options.size)
-        for history, frames in zip(self.histories, state["frames"], strict=True):
-            for frame in frames:
-                history.add(plot.Frame(points=None, shape=sizes, **frame))
+        for history, shown in zip(self.histories, state["frames"], strict=True):
+            take_up(history, shown)
         restore(state["training"], self.layer, self.optimizer)
         return int(step)
 

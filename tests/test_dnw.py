@@ -18,6 +18,7 @@ from experiments.node_nets import Shape, SmallNet, middle
 from experiments.node_pictures import changes, share
 from experiments.node_training import Record, cosine, frame_steps, steps
 from experiments.node_wirings import WAYS, Driver, Phases, edges_now, make_optimizer, wire
+from tests.page_data import held
 
 PICTURES = ("accuracy.png", "moved.png", "wiring.png", "wiring.gif", "adjacency.png", "graph.png")
 
@@ -68,6 +69,8 @@ def test_a_run_leaves_its_figures_and_pictures(finished: Path) -> None:
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [each["epoch"] for each in lines] == [1, 2]
     assert found["moved_edges"] == sum(each["new_edges"] for each in lines)
+    (track,) = held(finished / "index.html")["tracks"]
+    assert track["steps"][-1] == found["steps"] and track["counts"][-1][0] == 60 and track["sizes"] == [52, 52]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from experiments.__main__ import main
 from experiments.gate_nets import Shapes, learned
 from experiments.gate_table import agreement, label, markdown, row
 from experiments.gates import Options, blog
+from tests.page_data import held, numbers
 
 SMALL = Shapes((1, 16, 16), 10, 2, 2)
 QUICK = ("--quick", "--width", "0.07", "--train-images", "60", "--batch", "30")
@@ -144,6 +145,9 @@ def test_a_run(whole: Path) -> None:
     assert -1 <= found["agreement"] <= 1
     # two seeds, two batches an epoch, four nets of two epochs and two of one
     assert found["steps"] == 2 * (4 * 2 * 2 + 2 * 2)
+    (track,) = held(whole / "index.html")["tracks"]
+    assert track["steps"] == [0, 2, 4] and len(track["cells"]) == 14
+    assert numbers(track["gates"], "<f4")[-14:] == pytest.approx(found["gates"][0])
     for name in ("gates.png", "accuracy.png"):
         assert (whole / name).stat().st_size > 5000
 

@@ -20,6 +20,7 @@ from experiments import mnist, models, pixels
 from experiments.__main__ import main
 from experiments.classify import Plan, gaussian_wirings, sampled
 from experiments.runs import Run
+from tests.page_data import held
 
 SHAPE = (28, 28)
 SPARSE = ("ash", "static", "frozen")
@@ -240,7 +241,13 @@ def test_a_run_of_every_model(tmp_path: Path, data: Path, model: str) -> None:
     assert summary["test_accuracy"] == lines(tmp_path)[-1]["test_accuracy"]
     names = {"accuracy.png"} | (set() if model == "conv" else {"pixels.png", "units.png"})
     assert {path.name for path in tmp_path.glob("*.png")} == names
-    assert set(content_list(tmp_path)) == names
+    assert set(content_list(tmp_path)) == names | {"index.html"}
+    tracks = held(tmp_path / "index.html")["tracks"]
+    if model not in ("ash", "frozen"):
+        assert not tracks
+        return
+    assert tracks[0]["steps"] == [0, 4, 8] and tracks[0]["names"] == ["output", "input 0", "input 1"]
+    assert tracks[0]["k"] <= 2000 and f"of {summary['tuples']:,} tuples" in "".join(tracks[0]["notes"])
 
 
 def content_list(out: Path) -> list[str]:
@@ -303,6 +310,7 @@ def test_a_run_that_was_killed_goes_on(
     assert not (tmp_path / "run" / "summary.json").exists()
     assert start(tmp_path / "run", *arguments, "--freeze", 0.6, "--resume") == 0
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    assert held(tmp_path / "run" / "index.html") == held(tmp_path / "whole" / "index.html")
     timed = ("seconds", "peak_memory_bytes")
     ends = [content(tmp_path / name) for name in ("run", "whole")]
     assert {k: v for k, v in ends[0].items() if k not in timed} == {k: v for k, v in ends[1].items() if k not in timed}

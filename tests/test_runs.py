@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from ash.checks import UserError
+from ash.plot import EdgeTrack
 from experiments import folder, machine
 from experiments.runs import Run, RunOptions, restore, table, training_state
+from tests.page_data import held
 
 
 @dataclass
@@ -86,7 +88,7 @@ def test_a_run_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[st
         run.finish({"exact": True, "error": float("inf"), "tensor": torch.tensor(2)})
     assert names(out) == {
         *("config.json", "metrics.jsonl", "timing.jsonl", "summary.json"),
-        *("pictures.json", "means.png", "frames"),
+        *("pictures.json", "means.png", "frames", "index.html"),
     }
     assert lines(out / "metrics.jsonl") == [
         {"step": 1, "loss": None, "rate": 0.5, "name": "a"},
@@ -100,6 +102,24 @@ def test_a_run_leaves_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (summary["experiment"], summary["seed"], summary["steps"]) == ("toy", 7, 20)
     assert (summary["exact"], summary["error"], summary["tensor"]) == (True, None, 2)
     assert capsys.readouterr().out == table(summary) + "\n"
+
+
+def test_the_page_of_a_run(tmp_path: Path) -> None:
+    with Run("toy", Options(out=tmp_path, seed=7)) as run:
+        for step in range(3):
+            run.log(step, train_error=1 / (step + 1), test_error=None)
+        run.path("notes.md").write_text("A note.", encoding="utf-8")
+        run.path("never drawn.png")
+        run.show("edges", EdgeTrack([(0, [[0, 1]]), (2, [[1, 1]])], (2, 2)))
+        run.finish({"rows": [{"wiring": "rigl", "error": 0.25}], "long": list(range(1000))})
+    (track,), (chart,) = held(tmp_path / "index.html").values()
+    assert track["counts"] == [[1, 0, 0], [1, 1, 1]]
+    assert [(one["name"], one["y"]) for one in chart["series"]] == [
+        ("train", [1.0, 0.5, 0.333333]), ("test", [None, None, None]),
+    ]  # fmt: skip
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for part in ("<h1>toy</h1>", "seed 7", "<td>rigl</td>", "A note.", "<td>--", "<td>width</td>", "298, 299"):
+        assert (part in text) == (part not in ("<td>--", "298, 299"))
 
 
 def test_config_holds_every_option_as_resolved(tmp_path: Path) -> None:

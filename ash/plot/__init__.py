@@ -13,11 +13,20 @@ from ash.plot.gates import gates
 from ash.plot.graphs import adjacency_pair, graph_pair
 from ash.plot.heat import heat_map
 from ash.plot.means import Frame, means
+from ash.plot.page import Link, page
+from ash.plot.page_charts import Chart
+from ash.plot.page_tracks import EdgeTrack, GateTrack, TupleTrack
+from ash.plot.spread import spread
 from ash.plot.topology import layer_weights, live_units, topology
 
 __all__ = [
+    "Chart",
+    "EdgeTrack",
     "Frame",
+    "GateTrack",
     "History",
+    "Link",
+    "TupleTrack",
     "adjacency",
     "adjacency_pair",
     "animate",
@@ -33,8 +42,10 @@ __all__ = [
     "live_units",
     "means",
     "node_graph",
+    "page",
     "readers",
     "row",
     "save",
+    "spread",
     "topology",
 ]

@@ -99,7 +99,7 @@ def tidy(ax: matplotlib.axes.Axes) -> None:
         spine.set(color=PALE, linewidth=0.8)
 
 
-def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
     """Let `write` fill a file beside `path` and rename it, so that no half-written file bears the name.
 
     Folders that are missing are made. Raises `UserError` where the place cannot be written.
@@ -152,7 +152,7 @@ def curves(
     `UserError` for no series at all and for lengths that differ.
     """
     require(len(series) > 0, "series is empty; expected at least one name with its steps and values.")
-    taken = {name: _pair(name, pair) for name, pair in series.items()}
+    taken = {name: pair_of(name, pair) for name, pair in series.items()}
     figure = new_figure(6.4, 3.6)
     ax = figure.add_subplot()
     tidy(ax)
@@ -179,7 +179,8 @@ def curves(
     return figure
 
 
-def _pair(name: str, pair: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
+def pair_of(name: str, pair: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a series, checked: one-dimensional and equally long."""
     steps, values = array(f"the steps of {name!r}", pair[0], 1), array(f"the values of {name!r}", pair[1], 1)
     require(len(steps) == len(values),
             f"{name!r} has {len(steps)} steps and {len(values)} values; expected as many of both.")

@@ -39,7 +39,7 @@ def gates(
     """
     require(len(panels) > 0, "panels is empty; expected at least one title with its gates.")
     at = array("steps", steps, 1)
-    taken = {title: _lines(title, given, len(at)) for title, given in panels.items()}
+    taken = {title: lines_of(title, given, len(at)) for title, given in panels.items()}
     columns = min(len(taken), 3 if len(taken) != 4 else 2)
     rows = math.ceil(len(taken) / columns)
     figure = new_figure(3.1 * columns + 0.6, 2.3 * rows + 0.3)
@@ -57,8 +57,8 @@ def gates(
     return figure
 
 
-def _lines(title: str, given: Any, length: int) -> dict[str, np.ndarray]:
-    """Name: gates over the steps; columns of an array are numbered."""
+def lines_of(title: str, given: Any, length: int) -> dict[str, np.ndarray]:
+    """The gates of a panel by name, each over the steps; columns of an array are numbered."""
     if isinstance(given, Mapping):
         lines = {str(name): array(f"the gates {name!r} of {title!r}", values, 1) for name, values in given.items()}
     else:
