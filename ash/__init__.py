@@ -32,6 +32,7 @@ from ash.layers.node_graph import NodeGraph
 from ash.losses import Reconstruction, gate_penalty, reconstruction_loss, scale_penalty
 from ash.optim import clear_state, parameter_groups, reorder_state
 from ash.pairs import PairHypernetwork
+from ash.ranks import data_parallel
 from ash.rewirer import RewireEvent, Rewirer
 from ash.sampling import Sampling
 from ash.schedules import Anneal
@@ -131,6 +132,7 @@ __all__ = [
     "clear_state",
     "contract",
     "count",
+    "data_parallel",
     "diagnose",
     "edge_scores",
     "entry_sites",

@@ -32,6 +32,7 @@ GRID, EXPECTED, MOST = 1 << 17, 16, 1 << 22
 hold `EXPECTED` of the n, up to `MOST`."""
 
 Key = Callable[[Tensor], Tensor]
+Split = Callable[..., Tensor]
 _KEYS: dict[str, Key] = {"largest": torch.Tensor.abs_, "positive": lambda g: g, "negative": torch.Tensor.neg_}
 
 
@@ -167,11 +168,15 @@ class Factors(Score):
     Args:
         x: `(b, *in_shape)`, inputs.
         g: `(b, *out_shape)`, gradients of the loss by the outputs.
+
+    Attributes:
+        split: searches for `places` in another way, given the factors without it; None: this process searches all.
     """
 
     def __init__(self, x: Float[Tensor, " b *in_shape"], g: Float[Tensor, " b *out_shape"]):
         require(x.shape[0] == g.shape[0], f"{x.shape[0]} inputs and {g.shape[0]} gradients; expected as many.")
         self.in_shape, self.out_shape = tuple(x.shape[1:]), tuple(g.shape[1:])
+        self.split: Split | None = None
         self._parts: list[tuple[Tensor, Tensor, float]] = [(x.detach().flatten(1), g.detach().flatten(1), 1.0)]
 
     @property
@@ -247,6 +252,10 @@ class Factors(Score):
         by: str = "largest",
         rows: Int64[Tensor, " o"] | None = None,
     ) -> Int64[Tensor, " n"]:
+        if self.split is not None:
+            own = self._of(self._parts)
+            own.split = None
+            return self.split(own, n, exclude, admissible, by, rows)
         if self._device.type == "cuda" and rows is None:
             found = importlib.import_module("ash.backends.triton.top").places(self, n, exclude, admissible, by)
             if found is not None:
@@ -312,6 +321,11 @@ class DenseGradient(Score):
             for own in cols.split(BLOCK):
                 part = flat[some[:, None], own] if len(own) < width else flat[some]
                 yield part, partial(names, some * width, own)  # a copy: a search writes to it
+
+
+def keys(gradients: Float[Tensor, " n"], by: str) -> Float[Tensor, " n"]:
+    """What gradients are ordered by, the largest first: `by` as in `Score.top`."""
+    return choose("order", by, _KEYS)(gradients.clone())
 
 
 def same_kind(one: Score, other: Score) -> None:
