@@ -172,7 +172,7 @@ def cell_weights(
     learned = [tensor.to(dtype) for tensor in (values.flatten(), residuals.flatten(0, 1), scales.flatten(0, 1))]
     living, context, roots, count = _contexts(alive, groups, values.shape)
     own = points.flatten(0, 1)[living]
-    compiled = jit.serves(len(own), *learned)
+    compiled = jit.serves(values.numel() * points.shape[1], *learned)
     cloud = Cloud(
         kernel,
         grow_tree(own, context, count, LEAF, dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,8 @@ from ash.checks import positive, require
 from experiments.options import RunOptions
 
 BLOG_FRAMES = (0, 1000, 2000, 3000, 6000)
+LARGE = 1024
+"""Size from which tuples of fixed values begin narrower, and the last few are rescued."""
 
 
 @dataclass(kw_only=True)
@@ -54,6 +57,8 @@ class Options(RunOptions):
     """Adam's step of the log scales."""
     value_lr: float = 0.03
     """Adam's step of learned values."""
+    scale: float | None = None
+    """Scale at the start, in units of an index; if not given N/8, and √N for fixed values from N = 1,024 on."""
     scale_decay: float | None = None
     """Taken off every log scale per batch; 0.003 for fixed values and 0.01 for learned ones if not given."""
     scale_floor: float | None = None
@@ -61,7 +66,7 @@ class Options(RunOptions):
     ceiling_steps: int | None = None
     """Batches in which the largest scale falls from N/2 to 1; 600 for learned values if not given; 0: never."""
     rescue_every: int | None = None
-    """Batches between rescues; 25 for learned values, 0 (never) for fixed ones, if not given."""
+    """Batches between rescues; if not given 25 for learned values, and for fixed ones 0 (never) below N = 1,024."""
     run_on: bool = False
     """Do not stop when the target is found."""
     frames: tuple[int, ...] = ()
@@ -84,13 +89,15 @@ class Options(RunOptions):
             "--method reinforce learns positions only; use --values ones.",
         )
         learned = values == "learned"
+        large = not learned and self.size >= LARGE
         choices = {
             "values": values,
             "k": (2 if self.target == "sparse" else 1) * self.size,
             "scale_decay": 0.01 if learned else 0.003,
             "scale_floor": 0.05 if learned else 0.3,
             "ceiling_steps": 600 if learned else 0,
-            "rescue_every": 25 if learned else 0,
+            "rescue_every": 25 if learned or large else 0,
+            "scale": math.sqrt(self.size) if large else None,
             "steps": 30 if self.quick else self.steps,
         }
         always = {"values", "steps"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from ash.contract import contract
 from ash.pattern import ravel, unravel
 from experiments.identity_options import Options
 from experiments.runs import restore, training_state
+
+MOVES = 0.05
+"""Share of the tuples that a rescue may move in a run where values are fixed."""
 
 
 class Learner(ABC):
@@ -78,6 +82,7 @@ class Tuples(Learner):
             ),
             values=options.values or "ones",
             value_std=1.0 if self.learned_values else None,
+            scale=options.scale,
             scale_floor=options.scale_floor or 0.3,
             scale_ceiling=ceiling,
             scale_decay=options.scale_decay or 0.0,
@@ -106,7 +111,9 @@ class Tuples(Learner):
     @torch.no_grad()
     def _rescue(self, x: Tensor, y: Tensor) -> None:
         gradient = (self.rounded(x) - y) * (2 / len(x))
-        report = self.wiring.rewire(Factors(x, gradient), self.rescue)
+        left = max(0.0, MOVES - self.moves / self.wiring.k)
+        rescue = replace(self.rescue, most=min(self.rescue.most, left))
+        report = self.wiring.rewire(Factors(x, gradient), rescue)
         clear_state(self.optimizer, self.wiring, report.moved)  # type: ignore[arg-type]
         self.moves, self.merged = self.moves + report.moves, self.merged + report.merged
 

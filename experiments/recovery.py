@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ash import plot
 from ash.pattern import ravel
+from experiments.frames import packed, take_up
 from experiments.learners import Learner
 from experiments.runs import Run
 
@@ -19,7 +20,7 @@ HOLD = 200
 TOLERANCE = 1e-3
 """Rounded mean squared error below which the values count as learned."""
 FRAME_EVERY, ERRORS_EVERY, SAVE_EVERY = 10, 50, 500
-DENSE = 1 << 13
+DENSE = 1 << 9
 """The largest permutation that is held as a dense matrix."""
 FRESH, NUMBERS = 1000, 1 << 27
 """Vectors on which errors are measured, or as many as have so many numbers."""
@@ -125,13 +126,8 @@ class Trial:
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed trial needs, pictures included."""
-        arrays = ("means", "scales", "values")
-        frames = [
-            {"step": frame.step, **{name: torch.as_tensor(getattr(frame, name)) for name in arrays}}
-            for frame in self.history.frames
-        ]
         judged = {"first": self.first, "seconds_to_exact": self.seconds_to_exact, "seconds": self.seconds}
-        return {"learner": self.learner.state(), "frames": frames, "curve": self.curve, "judged": judged}
+        return {"learner": self.learner.state(), "frames": packed(self.history), "curve": self.curve, "judged": judged}
 
     def _resume(self, run: Run) -> int:
         saved = run.load()
@@ -141,14 +137,12 @@ class Trial:
         judged = state["judged"]
         self.first, self.seconds_to_exact = judged["first"], judged["seconds_to_exact"]
         self.before, self.curve = judged["seconds"], list(state["curve"])
-        n = tuple(self.target.shape)
-        for frame in state["frames"]:
-            self.history.add(plot.Frame(points=None, shape=n, **frame))
+        take_up(self.history, state["frames"])
         self.learner.restore(state["learner"])
         return step
 
     def draw(self, run: Run, frames: Sequence[int] = ()) -> None:
-        """The pictures: last means, small multiples, animation, errors over time."""
+        """The pictures: last means, small multiples, animation, errors over time, and the tuples for the page."""
         steps = frames or [round(self.curve[-1]["step"] * share) for share in (0, 0.05, 0.15, 0.4, 1)]
         chosen = {frame.step: frame for frame in self.history.at(steps)}
         target = self.where
@@ -157,6 +151,7 @@ class Trial:
             plot.row([frame], run.path(f"means{frame.step:04d}.png"), target=target)
         plot.row(self.history.frames[-1:], run.path("means.png"), target=target)
         plot.animate(self.history, run.path("means.gif"))
+        run.show("index tuples", plot.TupleTrack(self.history, target=target))
         times = [point["step"] for point in self.curve]
         names = {"rounded network": "rounded_mse", "sampled network": "sampled_mse"}
         series = {label: (times, [point[name] for point in self.curve]) for label, name in names.items()}

@@ -14,7 +14,7 @@ from ash import UserError
 from ash.pattern import ravel
 from experiments.__main__ import main
 from experiments.identity_options import BLOG_FRAMES, PRESETS, Options
-from experiments.learners import METHODS, Learner, make_learner
+from experiments.learners import METHODS, Learner, Tuples, make_learner
 from experiments.recovery import Trial, make_target
 
 CPU = torch.device("cpu")
@@ -54,7 +54,25 @@ def test_options_depend_on_each_other() -> None:
     assert (fixed.values, fixed.k, fixed.rescue_every, fixed.scale_decay) == ("ones", 10, 0, 0.003)
     assert (learned.values, learned.k, learned.rescue_every, learned.scale_decay) == ("learned", 20, 25, 0.01)
     assert Options(target="sparse", rescue_every=0, scale_floor=0.2).resolved().rescue_every == 0
+    large, small = Options(size=1024).resolved(), Options(size=1023).resolved()
+    assert (large.rescue_every, large.scale, small.rescue_every, small.scale) == (25, 32.0, 0, None)
+    assert Options(size=1024, target="sparse").resolved().scale is None
     assert Options(quick=True).resolved().steps < Options().steps
+
+
+def test_a_rescue_moves_at_most_a_twentieth_of_fixed_tuples() -> None:
+    """Two of twenty share a row, and one may be moved; when it happens again, none."""
+    own = make_learner(Options(size=20, rescue_every=1).resolved(), (20, 20), CPU)
+    assert isinstance(own, Tuples)
+    own.wiring.means.place(torch.arange(20), torch.arange(20).double().unsqueeze(-1).repeat(1, 2))
+    own.wiring.means.place(torch.tensor([3]), torch.tensor([[7.0, 3.0]]).double())
+    own.rescue = dataclasses.replace(own.rescue, most=1.0)
+    x = torch.randn(4000, 20)
+    own._rescue(x, x)
+    assert own.moves == 1 and sorted(own.indices()[:, 0].tolist()) == list(range(20))
+    own.wiring.means.place(torch.tensor([5]), torch.tensor([[7.0, 3.0]]).double())
+    own._rescue(x, x)
+    assert own.moves == 1
 
 
 @pytest.mark.parametrize(

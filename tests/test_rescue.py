@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ash import Factors, GaussianWiring, Rescue, Template, UserError
+from ash import Codebook, Factors, GaussianWiring, Rescue, Template, UserError
 
 N = 6
 
@@ -78,15 +78,48 @@ def test_a_rescue_is_no_optimizer_step() -> None:
     assert int(made.step) == 0
 
 
-@pytest.mark.parametrize("option", ["idle", "narrow", "straddle", "scale"])
+def ones(positions: list[list[float]], scales: list[float]) -> GaussianWiring:
+    where = torch.tensor(positions, dtype=torch.float64)
+    made = GaussianWiring(N, N, len(positions), values="ones", scale_floor=0.05, positions=where)
+    with torch.no_grad():
+        made.log_scale.copy_(torch.tensor(scales).log().unsqueeze(-1))
+    return made
+
+
+def test_of_two_ones_at_one_entry_the_wider_goes_where_the_loss_asks_for_weight() -> None:
+    made = ones([[1, 1], [1.1, 0.9], [3, 4]], [0.1, 0.5, 2.0])
+    report = made.rewire(gradient(r1c1=2.0, r3c4=0.9, r5c0=-2.0, r2c2=-1.5), Rescue(most=0.5))
+    assert report.moved.tolist() == [1] and report.merged == 0
+    assert made.rounded_indices().tolist() == [[1, 1], [5, 0], [3, 4]]
+    assert made.scales().flatten().tolist() == pytest.approx([0.1, 1.0, 2.0])
+
+
+def test_misplaced_ones_leave_their_entry_as_far_as_others_are_wanted() -> None:
+    """Two at an entry that wants none, gradient 4, and one alone, 2; one entry is wanted, another hardly."""
+    made = ones([[1, 1], [1, 1], [3, 4], [0, 5]], [0.1, 0.1, 2.0, 0.3])
+    report = made.rewire(gradient(r1c1=4.0, r3c4=2.0, r5c0=-2.0, r2c2=-0.9), Rescue(most=1.0))
+    assert report.moves == 1
+    assert sorted(made.rounded_indices().tolist()).count([5, 0]) == 1
+    assert made.rounded_indices()[3].tolist() == [0, 5]
+
+
+def test_nothing_is_moved_while_too_many_ones_are_misplaced() -> None:
+    made = ones([[1, 1], [3, 4], [0, 5], [2, 2]], [1.0] * 4)
+    score = gradient(r1c1=2.0, r3c4=2.0, r5c0=-2.0, r2c5=-2.0)
+    assert made.rewire(score, Rescue(most=0.49)).moves == 0
+    assert made.rewire(score, Rescue(most=0.5)).moves == 2
+    assert sorted(made.rounded_indices().tolist()) == [[0, 5], [2, 2], [2, 5], [5, 0]]
+
+
+@pytest.mark.parametrize("option", ["most", "idle", "narrow", "straddle", "scale"])
 def test_options_are_checked(option: str) -> None:
     with pytest.raises(UserError, match=option):
         Rescue(**{option: -1.0})
 
 
-def test_fixed_values_and_templates_are_refused() -> None:
-    with pytest.raises(UserError, match="learned values"):
-        GaussianWiring(N, N, 3, values="ones").rewire(gradient())
+def test_codebooks_and_templates_are_refused() -> None:
+    with pytest.raises(UserError, match="learned values, or ones"):
+        GaussianWiring(N, N, 3, values=Codebook(2)).rewire(gradient())
     with pytest.raises(UserError, match="template"):
         GaussianWiring(N, N, template=Template.per_output((N,), (N,), 1)).rewire(gradient())
 

@@ -27,11 +27,17 @@ class Rescue:
     that is not needed loses its value, and with it the gradient of its mean; and a tuple half way between two
     entries can serve both, a solution that no rounding keeps. None of them gets away by gradient alone.
 
+    With values fixed to one, the last few of many tuples wander long before they meet the last free entries. Here a
+    tuple is misplaced if the rounded weight's squared error falls when it is taken away, inputs having variance 1:
+    the gradient at its entry is then above 1, and 2 for each tuple too many. Misplaced ones go to free entries
+    where the gradient is below −1. This alone, begun early, is greedy selection; `most` keeps it to the end.
+
     Attributes:
         idle: a tuple is idle if |value| is below this share of the mean |value|.
         narrow: only tuples with scales up to this many indices are merged or set on their entry.
         straddle: a narrow tuple whose mean is further than this from its entry, in any column, is set on it.
-        scale: σ of a tuple that was taken elsewhere; its value starts at 0.
+        scale: σ of a tuple that was taken elsewhere; its value starts at 0 if it is learned.
+        most: where values are ones, nothing is moved while more than this share of the tuples is misplaced.
 
     The caller clears the optimizer's state of the tuples that moved (`ash.clear_state`). Source: drop and grow as
     in RigL (arXiv 1911.11134), the growing by exact largest gradients; merging and parting are ours.
@@ -41,18 +47,22 @@ class Rescue:
     narrow: float = 1.0
     straddle: float = 0.25
     scale: float = 1.0
+    most: float = 0.02
 
     def __post_init__(self) -> None:
         positive("idle", self.idle, zero=True)
         positive("narrow", self.narrow)
         positive("straddle", self.straddle)
         positive("scale", self.scale)
+        positive("most", self.most, zero=True)
 
     def __call__(self, wiring: GaussianWiring, score: Score) -> RewireReport:
         """Change the wiring in place; `score` holds the factors of the gradient at the rounded weight."""
-        require(wiring.learned_values, "a rescue needs learned values; use values='learned'.")
+        require(wiring.codebook is None, "a rescue needs learned values, or ones; use values='learned'.")
         require(not wiring.template.columns, "a rescue moves all columns; the wiring's template fixes some.")
         ids = ravel(wiring.rounded_indices(), wiring.shape)
+        if not wiring.learned_values:
+            return RewireReport(moved=self._resettle(wiring, score, ids))
         narrow = (wiring.scales() <= self.narrow).all(-1)
         free = _merge(wiring, ids, narrow)
         merged = int(free.sum())
@@ -70,14 +80,29 @@ class Rescue:
         wiring.means.place(parted, entries[parted])
         return parted
 
+    def _resettle(self, wiring: GaussianWiring, score: Score, ids: Tensor) -> Int64[Tensor, " moved"]:
+        """Take misplaced tuples of value one to the free entries that the loss asks for most."""
+        misplaced = _misplaced(ids, score.at(wiring.rounded_indices()), wiring.scales().amax(-1))
+        which = misplaced.nonzero().squeeze(-1)
+        if not 0 < len(which) <= self.most * wiring.k:
+            return which[:0]
+        kept = ids[~misplaced]
+        entries, gradient = score.top(len(which), exclude=kept, admissible=wiring.admissible, by="negative")
+        return self._move(wiring, which, entries[gradient < -1])
+
+    def _move(self, wiring: GaussianWiring, which: Tensor, entries: Tensor) -> Int64[Tensor, " moved"]:
+        """Put as many of the tuples at entries as there are, at a scale of their own."""
+        which = which[: len(entries)]
+        wiring.means.place(which, entries[: len(which), list(wiring.template.learned)].double())
+        wiring.log_scale[which] = math.log(self.scale)
+        return which
+
     def _grow(self, wiring: GaussianWiring, score: Score, which: Tensor, ids: Tensor) -> Int64[Tensor, " moved"]:
         """Put tuples at the largest gradient entries that no tuple holds."""
         if not len(which):
             return which
         entries, _ = score.top(len(which), exclude=ids, admissible=wiring.admissible)
-        which = which[: len(entries)]
-        wiring.means.place(which, entries[:, list(wiring.template.learned)].double())
-        wiring.log_scale[which] = math.log(self.scale)
+        which = self._move(wiring, which, entries)
         wiring.values[which] = 0.0
         return which
 
@@ -93,3 +118,14 @@ def _merge(wiring: GaussianWiring, ids: Tensor, narrow: Tensor) -> Bool[Tensor, 
     left = narrow & narrow[keeper] & (keeper != torch.arange(len(ids), device=ids.device))
     wiring.values.index_add_(0, keeper[left], wiring.values[left])
     return left
+
+
+def _misplaced(ids: Tensor, gradient: Tensor, scales: Tensor) -> Bool[Tensor, " k"]:
+    """Of the tuples at an entry the widest ones, one for every 2 of its gradient (rounded); all have value one."""
+    order = scales.argsort(descending=True, stable=True)
+    order = order[ids[order].argsort(stable=True)]
+    own = ids[order]
+    rank = torch.arange(len(ids), device=ids.device) - torch.searchsorted(own, own)
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    found[order] = rank < (gradient[order] / 2).round()
+    return found
