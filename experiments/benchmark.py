@@ -20,6 +20,9 @@ many keep to it; `missed`, the names of those that do not. The figures with thei
 - `free_K_…`: K tuples with a context for each, 8 points each, on a matrix with 6.1 tuples a row, batch 64;
   `free_fixed_K_…`: their output rows are fixed. `bare`: a step over the three sparse products on the same points,
   without a bias; `limit`: over a copy of the bytes that these must move at least.
+- `cells_K_whole`, `cells_K_whole_gaussian`: K tuples on K × K with scales of 1 index, one context for all, batch 64: a
+  step with shares by cells over a step by the streamed whole table, Student's t and the Gaussian; its error is that
+  of output and gradients of this layer, relative to the table's.
 - `hyper_K_…`: the adaptive layer 784 → 256 whose hypernetwork emits K tuples of 8 points for every instance of a
   batch of 64: a step, its memory, and the step over that of a rival: `gather`, the gather–multiply–index_add
   alone over given indices and values; `dense_hyper`, the same perceptron emitting all 200,704 weights, whose
