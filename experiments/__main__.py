@@ -44,13 +44,20 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
+COMMANDS: dict[str, Experiment] = {
+    "compare": Experiment("experiments.compare", "curves and final figures of several runs side by side"),
+    "sweep": Experiment("experiments.sweep", "several runs of an experiment, as many at a time as cores or GPUs"),
+}
+"""What is done with runs; `main(arguments, modules by experiment)` of the module returns the exit status."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (those of the process by default); the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(listing())
         return 0
-    if given[0] not in EXPERIMENTS:
+    if given[0] not in {**EXPERIMENTS, **COMMANDS}:
         print(_unknown(given[0]), file=sys.stderr)
         return 2
     try:
@@ -61,11 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def listing() -> str:
-    """Usage and the table of experiments."""
+    """Usage, the table of experiments, and what can be done with runs."""
     width = max(map(len, EXPERIMENTS))
-    lines = [f"  {name:<{width}}  {experiment.line}" for name, experiment in sorted(EXPERIMENTS.items())]
+    tables = [[f"  {name:<{width}}  {entry.line}" for name, entry in sorted(table.items())]
+              for table in (EXPERIMENTS, COMMANDS)]  # fmt: skip
     usage = "usage: python -m experiments NAME [options]"
-    return "\n".join([usage, "", *lines, "", "python -m experiments NAME --help lists the options of one."])
+    last = "python -m experiments NAME --help lists the options of one."
+    return "\n".join([usage, "", *tables[0], "", "with runs:", *tables[1], "", last])
 
 
 def _start(name: str, arguments: list[str]) -> int:
@@ -73,6 +82,9 @@ def _start(name: str, arguments: list[str]) -> int:
     from experiments.command import start
 
     try:
+        if name in COMMANDS:
+            modules = {each: experiment.module for each, experiment in EXPERIMENTS.items()}
+            return int(importlib.import_module(COMMANDS[name].module).main(arguments, modules))
         return start(name, importlib.import_module(EXPERIMENTS[name].module), arguments)
     except SystemExit as stop:
         if not isinstance(stop.code, int):
@@ -81,9 +93,10 @@ def _start(name: str, arguments: list[str]) -> int:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+    known = [*sorted(EXPERIMENTS), *sorted(COMMANDS)]
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown experiment {name!r}; expected one of {', '.join(sorted(EXPERIMENTS))}.{hint}"
+    return f"unknown experiment {name!r}; expected one of {', '.join(known)}.{hint}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ash.checks import UserError
-from experiments.__main__ import EXPERIMENTS, Experiment, main
+from experiments.__main__ import COMMANDS, EXPERIMENTS, Experiment, main
 from experiments.data import DataError
 from experiments.runs import Run, RunOptions
 
@@ -157,7 +157,7 @@ def test_help_of_an_experiment_tells_its_options_and_presets(
 def test_the_table(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(arguments) == 0
     shown = capsys.readouterr().out
-    for name, experiment in EXPERIMENTS.items():
+    for name, experiment in {**EXPERIMENTS, **COMMANDS}.items():
         assert f"{name} " in shown
         assert experiment.line in shown
 
@@ -167,7 +167,14 @@ def test_an_unknown_name_lists_the_choices(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().err
     assert "unknown experiment 'identiti'; expected one of" in shown
     assert "Did you mean 'identity'?" in shown
-    assert all(name in shown for name in EXPERIMENTS)
+    assert all(name in shown for name in (*EXPERIMENTS, *COMMANDS))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_what_is_done_with_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert f"python -m experiments {name}" in shown and "--out" in shown and "index.html" in shown
 
 
 def test_the_process_lists_without_loading_torch() -> None:

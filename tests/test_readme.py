@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import EXPERIMENTS
+from experiments.__main__ import COMMANDS, EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_the_code_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture[s
 def test_every_command_is_an_experiment_or_a_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for name in re.findall(r"python -m experiments ([a-z_]+)", README):
-        assert name in EXPERIMENTS
+        assert name in {**EXPERIMENTS, **COMMANDS}
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
