@@ -28,6 +28,7 @@ demo: setup
 	$(PY) -m experiments identity
 	$(PY) -m experiments mnist
 	@echo; echo 'Pictures:'; ls runs/identity/*.png runs/identity/*.gif runs/mnist/*.png
+	@echo; echo 'Pages to open in a browser:'; ls runs/identity/index.html runs/mnist/index.html
 
 test: setup
 	$(PY) -m pytest -q

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
 import tyro
 
@@ -45,7 +46,7 @@ NOT_COMPARED = (*OWN, "device", "data_dir", "download", "preset")
 class Options:
     """Options of a sweep; those of its runs come after `--`."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """The experiment."""
     grid: tuple[str, ...]
     """OPTION=VALUES, such as size=16,32 seed=0..9"""

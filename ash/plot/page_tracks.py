@@ -89,8 +89,8 @@ class TupleTrack:
         spots = np.empty((0, 2)) if self.target is None else array("target", self.target, 2, integer=True)
         return {"kind": "tuples", "steps": [frames[place].step for place in places], "notes": notes,
                 "k": len(chosen), "ids": packed(chosen, "<i4"), "columns": columns, "blobs": list(blobs),
-                "names": _names(frames[0]), "row": view.row, "column": view.column, "sizes": view.sizes,
-                "aspect": view.aspect, "labels": view.labels, "limit": view.limit,
+                "rank": len(frames[0].shape), "out": frames[0].out_rank, "row": view.row, "column": view.column,
+                "sizes": view.sizes, "aspect": view.aspect, "labels": view.labels, "limit": view.limit,
                 "target": packed(spots, "<i4")}
 
 
@@ -98,13 +98,6 @@ def _table(frame: Frame, k: int) -> np.ndarray:
     """Means, scales and value of every tuple, `(k, 2 r + 1)`; a frame with fewer tuples is filled with NaN."""
     own = np.concatenate([frame.means, frame.scales, frame.values[:, None]], axis=1)
     return np.pad(own, ((0, k - len(own)), (0, 0)), constant_values=np.nan)
-
-
-def _names(frame: Frame) -> list[str]:
-    """A name for every index column."""
-    out, rank = frame.out_rank, len(frame.shape)
-    sides = (("output", out), ("input", rank - out))
-    return [side if size == 1 else f"{side} {place}" for side, size in sides for place in range(size)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ class Tuples extends Plane {
     this.blobs = spec.blobs.map((blob) => unpack(blob, Float32Array));
     this.ids = unpack(spec.ids, Int32Array);
     this.target = unpack(spec.target, Int32Array);
-    this.rank = spec.names.length;
+    this.rank = spec.rank;
   }
 
   // Number `column` of tuple i at a frame: means, then scales, then the value; columns that never change have one row.
@@ -92,12 +92,18 @@ class Tuples extends Plane {
     if (this.target.length) legendEntry(this.legend, palette.ink, "entries of the target", "hollow");
   }
 
+  // Some columns of a mean, such as "input (3.5, 7)".
+  index(i, from, to, side) {
+    const parts = [];
+    for (let c = from; c < to; c++) parts.push(shown(this.value(c, i)));
+    return to - from > 1 ? `${side} (${parts.join(", ")})` : `${side} ${parts[0]}`;
+  }
+
   find(x, y) {
     const i = this.nearest(this.ids.length, (n) => this.place(n), x, y);
     if (i < 0) return null;
-    const means = this.spec.names.map((name, c) => `${name} ${shown(this.value(c, i))}`).join(", ");
-    const scales = [...new Set(this.spec.names.map((_, c) => this.scale(c, i)).filter((s) => s > 0))];
-    const lines = [`tuple ${shown(this.ids[i])}: ${means}`];
+    const each = [...Array(this.rank).keys()], scales = [...new Set(each.map((c) => this.scale(c, i)).filter((s) => s > 0))];
+    const lines = [`tuple ${shown(this.ids[i])}: ${this.index(i, 0, this.spec.out, "output")}, ${this.index(i, this.spec.out, this.rank, "input")}`];
     if (scales.length) lines.push(`scale ${scales.map(shown).join(", ")}`);
     return { ...this.place(i), text: [...lines, `value ${shown(this.worth(i))}`].join("\n") };
   }
