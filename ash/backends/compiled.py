@@ -70,8 +70,8 @@ def _spaces(x: Tensor, columns: int) -> tuple[Pieces, list[tuple[Any, ...]]]:
     width = _width(x, columns)
     lanes, registers = width // x.element_size(), (0,) * (width // _lanes().REGISTER)
     split = pieces(x.shape[0], lanes)
-    blocks, strips = (blank(x.dtype, len(split), n, lanes).numpy() for n in (columns, STRIP // width))
-    return split, [(block, strip, registers) for block, strip in zip(blocks, strips, strict=True)]
+    rooms = blank(x.dtype, len(split), columns + STRIP // width, lanes).numpy()
+    return split, [(room[:columns], room[columns:], registers) for room in rooms]
 
 
 def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size: int, columns: int) -> Tensor:
