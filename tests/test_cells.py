@@ -204,7 +204,7 @@ def test_a_far_point_has_no_share_of_a_gaussian_unless_all_are_far(way: str, mon
 @each_way
 @pytest.mark.parametrize("name", ["gaussian", "student_t"])
 def test_narrow_tuples_see_few_sources(way: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most an eighth of the points; far fewer where there are more."""
+    """At most an eighth of the points. In plain torch a source costs as much as 40 entries of the table."""
     use(way, monkeypatch)
     seen, whole = [], cells._pays
 
@@ -214,8 +214,10 @@ def test_narrow_tuples_see_few_sources(way: str, name: str, monkeypatch: pytest.
 
     monkeypatch.setattr(cells, "_pays", watch)
     case = make((1, 1000, 8000), size=10_000, scales=(0.5, 1.0))
-    assert case.found(name, always=False) is not None
+    found = case.found(name, always=False)
     assert 1 < seen[0] < 8000 / 8
+    assert (found is not None) == (name == "student_t" and way == "compiled" or seen[0] * cells.COSTS[way] < 8000)
+    assert found is not None or way == "torch"
 
 
 def test_the_table_is_taken_where_it_costs_less(monkeypatch: pytest.MonkeyPatch) -> None:
