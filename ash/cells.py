@@ -77,7 +77,7 @@ class _CellWeights(torch.autograd.Function):
 
 def _charges(cloud: Cloud, values: Float[Tensor, " n"]) -> Float[Tensor, "cells g"]:
     """Charges of the nodes of all cells that stand for those of the points; a Gaussian needs none."""
-    from ash.jit.cells import gather_up
+    from ash.jit.interpolation import gather_up
 
     cells = len(cloud.tree.first)
     if not cloud.nu:
@@ -111,7 +111,8 @@ def _given(cloud: Cloud, charges: Tensor, values: Tensor) -> list[Any]:
 
 
 def _weigh(cloud: Cloud, charges: Tensor, values: Tensor) -> Tensor:
-    from ash.jit.cells import spread_down, weigh
+    from ash.jit.cells import weigh
+    from ash.jit.interpolation import spread_down
 
     given, parts = _given(cloud, charges, values), jit.pieces(len(values), 1, 64)
     weights = values.new_zeros(len(parts), cloud.tree.where.shape[1])
