@@ -39,6 +39,8 @@ from experiments.measure import spread
 
 SIZE, TUPLES, DENSITY, INSTANCE = 16_384, 100_000, 0.001, 1024
 """Of the layers: rows and columns, tuples of the free one, density of RigL's, tuples of the adaptive one."""
+BATCHES = {"gaussian": 64, "rigl": 64, "hyper": 256}
+"""Of each process."""
 BAR = 1 / 1.7
 EVERY = 100
 """Steps between rewirings."""
@@ -47,7 +49,7 @@ ROUNDS, WARM = 5, 3
 SECONDS = 4.0
 """Of a block of steps, about."""
 WAIT = timedelta(seconds=300)
-KINDS = ("gaussian", "rigl", "hyper")
+KINDS = tuple(BATCHES)
 
 Loop = tuple[nn.Module, Step]
 
@@ -56,17 +58,14 @@ def training(kind: str, case: Case, parallel: bool) -> Loop:
     """A layer, and a step of its training on a batch of this process's own."""
     n = case.size
     layer = _layer(kind, n, case.density)
-    model = data_parallel(layer) if parallel else layer
+    model = data_parallel(layer, gradient_as_bucket_view=True) if parallel else layer
     optimizer = torch.optim.SGD(parameter_groups(layer, lr=1e-3, mean_lr=1e-3, scale_lr=1e-3), momentum=0.9)
     rewirer = Rewirer(layer, optimizer, every=case.every, end=1 << 50) if kind == "rigl" else None
-    if kind == "hyper":
-        x, g = torch.randn(case.batch, INPUTS), torch.randn(case.batch, OUTPUTS)
-    else:
-        x, g = torch.randn(case.batch, n), torch.randn(case.batch, n)
+    x, target = (torch.randn(case.batch, size) for size in ((INPUTS, OUTPUTS) if kind == "hyper" else (n, n)))
 
     def step() -> None:
         optimizer.zero_grad()
-        model(x).backward(g)
+        torch.nn.functional.mse_loss(model(x), target).backward()
         optimizer.step()
         if rewirer is not None:
             rewirer.step()
@@ -174,7 +173,7 @@ def plan(quick: bool) -> Plan:
     return [
         (
             Row(f"parallel_{kind}", f"{words[kind]}: time of a sample, two processes / one", "ratio", BAR),
-            Case(f"parallel_{kind}", "ratio", density=DENSITY, most=ROUNDS, **own),
+            Case(f"parallel_{kind}", "ratio", batch=BATCHES[kind], density=DENSITY, most=ROUNDS, **own),
         )
         for kind in KINDS
     ]

@@ -22,8 +22,10 @@ from experiments import (
     benchmark_hyper,
     benchmark_layers,
     benchmark_oracle,
+    benchmark_parallel,
     benchmark_parts,
     benchmark_rigl,
+    benchmark_scale,
 )
 from experiments.__main__ import main
 from experiments.benchmark import fill, part_plan, spawn
@@ -377,3 +379,52 @@ def test_a_run_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pyt
 def test_an_unknown_choice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "--only", "nothing", "--out", str(tmp_path)]) == 2
     assert "--only nothing" in capsys.readouterr().err
+
+
+def test_means_keep_their_precision_at_ten_million() -> None:
+    """Trained there and, in float64, at the origin, they are the same; as plain float32 numbers they are not."""
+    assert benchmark_scale.means_far_out(steps=12) < 1e-5
+    assert benchmark_scale.means_far_out("direct", steps=12) > 0.1
+
+
+def test_millions_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_scale, "WARM", Case("rigl_growth", size=64, batch=4, density=0.1))
+    for check in ("check_free", "check_rigl"):
+        monkeypatch.setattr(benchmark_scale, check, lambda: 0.0)
+    taken = {row.name: benchmark_cases.run(replace(case, most=1)) for row, case in benchmark_scale.plan(True)}
+    assert all(result["median"] >= 0 for result in taken.values())
+    rows = [replace(row, median=2.0) for row, _ in benchmark_scale.plan(False)]
+    assert [(row.median, row.ok) for row in benchmark_scale.memory(rows, False)] == [(1.0, True)]
+    assert benchmark_scale.memory(rows[:3], False) == []
+
+
+def test_sparse_factors_have_silent_inputs() -> None:
+    x, g = benchmark_scale.factors(Case("rigl_growth", size=4000), "relu")
+    assert 0.6 < float((x.detach() == 0).all(0).float().mean()) < 0.8
+    assert 0.4 < float((g == 0).float().mean()) < 0.6
+
+
+def test_the_time_of_a_sample_in_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_parallel, "in_two", lambda task: [[(1.0, 1.2), (2.0, 2.0), (1.0, 4.0)], None])
+    result = benchmark_parallel.measure(Case("parallel_rigl"), "rigl")
+    assert [result[name] for name in SPREAD] == [0.5, 0.6, 2.0]
+    assert {case.layer for _, case in benchmark_parallel.plan(True)} <= set(benchmark_parts.LAYERS)
+
+
+def test_ranks_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [{"values": torch.ones(2), "indices": torch.arange(2)} for _ in range(2)]
+    monkeypatch.setattr(benchmark_parallel, "in_two", lambda task: states)
+    assert benchmark_parallel.check_ranks("rigl") == 0.0
+    states[1]["indices"] = torch.arange(2) + 1
+    with pytest.raises(AssertionError, match="ranks differ in indices"):
+        benchmark_parallel.check_ranks("rigl")
+
+
+def test_a_rank_trains_by_itself() -> None:
+    """What a rank does, in one process: every layer is made and trained."""
+    case = Case("parallel", size=40, batch=8, density=0.1, every=1)
+    for kind in benchmark_parallel.KINDS:
+        layer, step = benchmark_parallel.training(kind, case, parallel=False)
+        before = [p.detach().clone() for p in layer.parameters()]
+        step()
+        assert any(not torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
