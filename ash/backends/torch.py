@@ -205,9 +205,9 @@ class Torch(Backend):
         source = x.float() if wide else x
         values = weight.arranged().to(source.dtype)
         learns = x.requires_grad and torch.is_grad_enabled()
-        if compiled.serves(pattern.nnz, source.t()):
+        if compiled.serves(pattern.nnz, rows := source.t()):
             turned = pattern.transposed_if_kept() if learns else (None, None, None)
-            return compiled.rows_matmul(values, pattern.crow, pattern.col, source.t(), *turned).t().to(x.dtype)
+            return compiled.rows_matmul(values, pattern.crow, pattern.col, rows, *turned).t().to(x.dtype)
         known = pattern.transposed if learns else (None, None, None)
         y = csr_matmul(values, pattern.crow, pattern.col, source.contiguous(), *known)
         return y.to(x.dtype)
