@@ -31,7 +31,7 @@ demo: setup
 	@echo; echo 'Pages to open in a browser:'; ls runs/identity/index.html runs/mnist/index.html
 
 test: setup
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 lint: setup
 	$(PY) -m ruff check .

@@ -26,7 +26,7 @@ EXPERIMENTS = [*PLOT, *ODE, "tyro>=0.9", "tqdm>=4.66", "scikit-learn>=1.4", "poo
 FAST = ["numba>=0.60"]
 PEERS = ["diffsort>=0.2"]
 GPU = ["triton>=3.6; sys_platform == 'linux'"]
-TEST = ["pytest>=8", "hypothesis>=6.100", "beartype>=0.20"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20"]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1"]
 
 # Where sparselab has wheels; elsewhere the benchmark goes without that row.
