@@ -40,6 +40,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "graphs": Experiment(
         "experiments.graphs", "transforms of graphs, PageRank, isomorphism and a graph VAE from sparse layers"
     ),
+    "characters": Experiment(
+        "experiments.characters", "a character transformer made sparse by one call, against the text's exact entropy"
+    ),
     "benchmark": Experiment("experiments.benchmark", "time and memory of single layers, as a table"),
 }
 
