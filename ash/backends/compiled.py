@@ -113,7 +113,7 @@ def rows_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
     if not len(col) or not len(x):
         return x.new_zeros(len(col))
     split, spaces = _spaces(x, x.shape[1])
-    parts = blank(x.dtype, len(split), len(col)).zero_()
+    parts = blank(x.dtype, len(split), len(col))
     *given, sums = arrays(g, x, crow, col, parts)
     kernel = _lanes().sample
     run(lambda i, begin, end: kernel(*given, sums[i], *spaces[i], begin, end), split)

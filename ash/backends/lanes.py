@@ -150,20 +150,21 @@ def dot(typing, one, other):
 
 
 @intrinsic
-def add_dots(typing, entries, place, row, a, b, c, d):
-    """entries[place : place + QUAD] += sums of the products of a row and of each of the others."""
+def add_dots(typing, entries, place, fresh, row, a, b, c, d):
+    """entries[place : place + QUAD] += sums of the products of a row and of each of the others; `fresh`: = sums."""
 
     def generate(context, builder, signature, args):
-        each = [_products(builder, args[2], other, row.register) for other in args[3:]]
+        each = [_products(builder, args[3], other, row.register) for other in args[4:]]
         pairs = [_weave(builder, *each[i : i + 2], 1) for i in (0, 2)]
         sums = _fold(builder, _weave(builder, *pairs, 2), QUAD)
         array = context.make_array(signature.args[0])(context, builder, args[0])
         start = builder.gep(array.data, [context.cast(builder, args[1], signature.args[1], types.intp)])
         address, align = builder.bitcast(start, sums.type.as_pointer()), row.dtype.bitwidth // 8
-        builder.store(builder.fadd(builder.load(address, align=align), sums), address, align=align)
+        before = builder.select(args[2], ir.Constant(sums.type, None), builder.load(address, align=align))
+        builder.store(builder.fadd(before, sums), address, align=align)
         return context.get_dummy_value()
 
-    return types.void(entries, place, row, a, b, c, d), generate
+    return types.void(entries, place, fresh, row, a, b, c, d), generate
 
 
 @kernel
@@ -234,8 +235,8 @@ def multiply_back(values, crow, col, g, z, block, strip, width, begin, end):
 
 @kernel
 def sample(g, x, crow, col, entries, block, strip, width, begin, end):
-    """entries += those of g[begin:end]ᵀ · x[begin:end] that W stores, in its order."""
-    size = strip.shape[0]
+    """The entries of g[begin:end]ᵀ · x[begin:end] that W stores, in its order; some of the batch at least."""
+    size, nothing = strip.shape[0], entries.dtype.type(0)
     for start in range(begin, end, block.shape[1]):
         _pack_all(x, start, block, size)
         for first in range(0, crow.size - 1, size):
@@ -246,8 +247,9 @@ def sample(g, x, crow, col, entries, block, strip, width, begin, end):
                 while p + QUAD <= last:
                     a, b = load(block, col[p], width), load(block, col[p + 1], width)
                     c, d = load(block, col[p + 2], width), load(block, col[p + 3], width)
-                    add_dots(entries, p, row, a, b, c, d)
+                    add_dots(entries, p, start == begin, row, a, b, c, d)
                     p += QUAD
                 while p < last:
-                    entries[p] += dot(row, load(block, col[p], width))
+                    before = nothing if start == begin else entries[p]
+                    entries[p] = before + dot(row, load(block, col[p], width))
                     p += 1
