@@ -1,7 +1,7 @@
 # Needs make and Python 3.10 or later; everything else is installed into .venv.
 #   make setup   the environment          make demo    two experiments with their pictures
 #   make test    the tests                make lint    style, types, who imports whom
-#   make bench   time and memory, as a table
+#   make bench   time and memory, as a table     make docs    the documentation, and its notebooks run
 # Another interpreter: make setup PYTHON=python3.12
 
 PYTHON = python3
@@ -9,7 +9,7 @@ VENV = .venv
 PY = $(VENV)/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test lint bench
+.PHONY: setup demo test lint bench docs
 
 setup: $(VENV)/.installed
 
@@ -18,6 +18,10 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	  { echo "$(PYTHON) is older than Python 3.10 or missing; give another: make setup PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(INSTALL) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.installed
@@ -40,3 +44,7 @@ lint: setup
 
 bench: $(VENV)/.bench
 	$(PY) -m experiments benchmark --suite cpu
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	$(PY) -m docs.tools.notebooks --run

@@ -27,6 +27,9 @@ FAST = ["numba>=0.60"]
 PEERS = ["diffsort>=0.2"]
 GPU = ["triton>=3.6; sys_platform == 'linux'"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20"]
+# The documentation, and kernels that run its notebooks. MkDocs 2 has another format.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29", "latex2mathml>=3.77",
+        "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]  # fmt: skip
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1"]
 
 # Where sparselab has wheels; elsewhere the benchmark goes without that row.
@@ -58,6 +61,7 @@ setup(
         # Kernels for GPUs; wheels of torch for CUDA bring it along.
         "gpu": GPU,
         "bench": [*EXPERIMENTS, *FAST, *PEERS, SPARSELAB],
+        "docs": [*EXPERIMENTS, *DOCS],
         "test": TEST,
         "dev": [*EXPERIMENTS, *FAST, *PEERS, *TEST, *LINT],
     },

@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from docs.tools.code_blocks import code_blocks, run_blocks
 from experiments.__main__ import COMMANDS, EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_code_blocks_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(BLOCKS) >= 2
-    names: dict[str, object] = {}
-    for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), names)
+    assert len(code_blocks(ROOT / "README.md")) >= 2
+    run_blocks(ROOT / "README.md")
     printed = capsys.readouterr().out
     assert "torch.Size([64, 300])" in printed and "torch.Size([5, 10])" in printed
 
