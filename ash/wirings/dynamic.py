@@ -273,8 +273,9 @@ class RigLWiring(SETWiring):
 
     The largest entries are found exactly, block by block, in memory proportional to their number. Entry (i, j) of the
     gradient is at most |g_i| · |x_j|, so that rows and columns of small norms need no look: of 10^12 entries, 3
-    million are found in 12 s on one core where b = 8 (`python -m experiments benchmark --suite scale`). For larger batches of
-    dense inputs norms differ less and more entries have to be looked at, up to all; then `growth_share` helps.
+    million are found in 12 s on one core where b = 8 (`python -m experiments benchmark --suite scale`). For larger
+    batches of dense inputs norms differ less and more entries have to be looked at, up to all;
+    then `growth_share` helps.
 
     Args:
         growth_share: share of the output positions, drawn anew at every rewiring, among whose entries those largest in
