@@ -40,7 +40,7 @@ from ash.shares import EXACT, SMALLEST
 from ash.trees import grow_tree
 from ash.walks import WIDEST, Cloud
 
-LEAF = 48
+LEAF = 96
 """Points up to which a cell is not split."""
 
 
