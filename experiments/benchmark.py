@@ -7,7 +7,8 @@ Before a figure is taken, the layer's output and gradients are compared with the
 problem. A step is a forward and a backward pass, to the parameters and to the input. Times are medians of
 several steps. Memory is the peak of the resident set over making the layer, making its input and two steps,
 less the base: the resident set after the imports and after a step of a small layer, which loads and compiles
-what is needed on first use (the table says how much that is). Ratios are of steps that alternate in one process.
+what is needed on first use (the table says how much that is). Ratios are of steps in one process,
+some of either in turn.
 
 Keys of `summary.json` besides the standard ones: for every figure its name with the median, in seconds
 (`…_seconds`), bytes (`…_bytes`) or as a ratio; `bars` and `bars_kept`, how many figures have a bar and how
@@ -16,13 +17,13 @@ many keep to it; `missed`, the names of those that do not. The figures with thei
 
 - `gaussian_K_…`: K tuples on K × K, 2 + 2 samples, one context for all, batch 64.
 - `tuple_K_…`: the same with a context for each tuple; `tuple_time_growth` and `tuple_memory_growth`: the
-  largest over the smallest time (memory) per tuple.
+  largest time (memory) per tuple over that with the fewest tuples.
 - `free_K_…`: K tuples with a context for each, 8 points each, on a matrix with 6.1 tuples a row, batch 64;
   `free_fixed_K_…`: their output rows are fixed. `bare`: a step over the three sparse products on the same points,
   without a bias; `limit`: over a copy of the bytes that these must move at least.
 - `cells_K_whole`, `cells_K_whole_gaussian`: K tuples on K × K with scales of 1 index, one context for all, batch 64: a
-  step with shares by cells over a step by the streamed whole table, Student's t and the Gaussian; its error is that
-  of output and gradients of this layer, relative to the table's.
+  step with shares by cells over a step by the streamed whole table, Student's t (in the suite `scale`) and the
+  Gaussian; its error is that of output and gradients of this layer, relative to the table's.
 - `hyper_K_…`: the adaptive layer 784 → 256 whose hypernetwork emits K tuples of 8 points for every instance of a
   batch of 64: a step, its memory, and the step over that of a rival: `gather`, the gather–multiply–index_add
   alone over given indices and values; `dense_hyper`, the same perceptron emitting all 200,704 weights, whose

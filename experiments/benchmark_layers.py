@@ -136,7 +136,7 @@ def _densities(n: int, densities: Sequence[float]) -> Plan:
 
 
 def growths(rows: Sequence[Row], quick: bool) -> list[Row]:
-    """How much more time and memory a tuple takes at one size than at another, with a context for each.
+    """How much more time and memory a tuple takes at any size than at the smallest, with a context for each.
 
     Of the medians, and so of the smallest and of the largest figures. Only where every size was measured.
     """
@@ -146,15 +146,15 @@ def growths(rows: Sequence[Row], quick: bool) -> list[Row]:
         names = {row.name for row in own}
         each = [row for row in rows if row.name in names and row.shown]
         if len(each) == len(names):
-            what = f"{word} per tuple, largest / smallest of these"
+            what = f"{word} per tuple, at most / with the fewest tuples"
             low, median, high = (_growth(each, name) for name in ("low", "median", "high"))
             found.append(Row(f"tuple_{word}_growth", what, "ratio", None if quick else bar, low, median, high))
     return found
 
 
 def _growth(rows: Sequence[Row], name: str) -> float:
-    each = [getattr(row, name) / row.size for row in rows]
-    return float(max(each) / min(each))
+    each = [getattr(row, name) / row.size for row in sorted(rows, key=lambda row: row.size)]
+    return float(max(each) / each[0])
 
 
 PART = Part(

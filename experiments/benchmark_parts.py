@@ -21,6 +21,7 @@ PARTS: tuple[Part, ...] = (
     benchmark_crossover.PART,
     benchmark_free.PART,
     benchmark_cells.PART,
+    benchmark_cells.FAT_PART,
     benchmark_hyper.PART,
     benchmark_rigl.PART,
     benchmark_graph_rows.PART,

@@ -15,12 +15,19 @@ from experiments.machine import peak_memory_bytes
 LEAST = 3
 """Rounds that are timed even where one of them spends the whole budget."""
 
+TURN = 4
+"""Steps of a turn whose seconds are averaged, where they are short."""
+TURN_SECONDS = 0.1
+"""A turn stops when its steps have taken as long; those of longer steps have one."""
+
 
 def timed(steps: Mapping[str, Callable[[], object]], budget: float, most: int) -> dict[str, list[float]]:
     """Seconds of each step, round by round: A, B, A, B, …, so that what disturbs the machine disturbs all.
 
-    Every step runs once before. Rounds go on until there are `most` or until they have taken `budget` seconds
-    together, but there are at least `LEAST`.
+    Steps follow each other as in a training: a turn of A is a step that is not timed, which finds B's numbers in the
+    caches, and then the average of some that find A's own. Steps that last longer than a turn run once, since their
+    caches matter little. Every step runs once before. Rounds go on until there are `most` or until they have taken
+    `budget` seconds together, but there are at least `LEAST`.
     """
     for step in steps.values():
         step()
@@ -30,10 +37,22 @@ def timed(steps: Mapping[str, Callable[[], object]], budget: float, most: int) -
         if i >= LEAST and time.perf_counter() > end:
             break
         for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begun)
+            seconds[name].append(_turn(step))
     return seconds
+
+
+def _turn(step: Callable[[], object]) -> float:
+    """Seconds of a step: the average of those that follow a first, or of that one where it takes long."""
+    begun = time.perf_counter()
+    step()
+    first = time.perf_counter() - begun
+    if first > TURN_SECONDS:
+        return first
+    begun, spent, steps = time.perf_counter(), 0.0, 0
+    while steps < TURN and spent < TURN_SECONDS:
+        step()
+        steps, spent = steps + 1, time.perf_counter() - begun
+    return spent / steps
 
 
 def spread(figures: Sequence[float]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from experiments import (
     benchmark_parts,
     benchmark_rigl,
     benchmark_scale,
+    measure,
 )
 from experiments.__main__ import main
 from experiments.benchmark import fill, part_plan, spawn
@@ -53,16 +54,24 @@ def plan(quick: bool, suite: str = "cpu") -> list[tuple[Row, Case]]:
     return [pair for part in benchmark_parts.PARTS if part.suite == suite for pair in part_plan(part, quick)]
 
 
-def test_steps_alternate_after_a_round_that_does_not_count() -> None:
+def test_turns_alternate_and_begin_with_a_step_that_does_not_count() -> None:
     order: list[str] = []
     seconds = timed({name: lambda name=name: order.append(name) for name in "ab"}, budget=60, most=4)
-    assert order == list("ab" * 5)
+    turn = 1 + measure.TURN
+    assert order == [*"ab", *("a" * turn + "b" * turn) * 4]
     assert [len(each) for each in seconds.values()] == [4, 4]
     assert min(min(each) for each in seconds.values()) >= 0
 
 
 def test_a_spent_budget_leaves_a_few_rounds() -> None:
     assert len(timed({"a": lambda: None}, budget=-1, most=50)["a"]) == LEAST
+
+
+def test_a_long_step_is_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "TURN_SECONDS", -1.0)
+    order: list[str] = []
+    timed({name: lambda name=name: order.append(name) for name in "ab"}, budget=60, most=4)
+    assert order == list("ab" * 5)
 
 
 def test_a_spread() -> None:
