@@ -1,28 +1,42 @@
 """Checkpoints of a run: tensors in safetensors, everything else JSON, nothing unpickled.
 
-A checkpoint folder holds `state.json` and the one tensor file that it names. A new checkpoint is
-written to the other of two tensor files and becomes valid when `state.json` is renamed into place, so
-a run that is killed at any moment leaves either the former checkpoint or the new one.
+A checkpoint is a record, which names a file with its tensors and holds a checksum of both. A folder has up to three:
+
+| record | checkpoint |
+|---|---|
+| `state.json` | the last one |
+| `previous.json` | the one before it |
+| `best.json` | the one of the highest score |
+
+Two records may be links to one file, and then name the same tensors. A new checkpoint writes its tensors to a file
+that no record names, and becomes valid when `state.json` is renamed into place: a run that is killed at any moment
+leaves either the former checkpoint or the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ash.checks import UserError
-from experiments.files import aside, replace_whole
+from experiments.coding import decode, encode, separate
+from experiments.files import alias, aside, replace_whole
 
-FORMAT = "ash-checkpoint-1"
-RECORD = "state.json"
-SLOTS = ("a.safetensors", "b.safetensors")
+Which = Literal["last", "previous", "best"]
+
+FORMAT = "ash-checkpoint-2"
+RECORDS: dict[Which, str] = {"last": "state.json", "previous": "previous.json", "best": "best.json"}
+RECORD = RECORDS["last"]
+KEYS = {"format", "number", "score", "meta", "tensors", "state", "digest"}
+SLOTS = tuple(f"{letter}.safetensors" for letter in "abcd")
+"""Files for tensors: three are in use at most, the fourth takes the next ones."""
 
 
 class Checkpoint(NamedTuple):
@@ -32,112 +46,153 @@ class Checkpoint(NamedTuple):
     state: Any
 
 
-def write(folder: Path, meta: dict[str, Any], state: Any) -> None:
-    """Save `state`, nested dicts, lists and tuples of tensors, numbers, strings, bools and None.
+class _Unfit(Exception):
+    """Why a checkpoint cannot be read."""
 
-    Tensors keep dtype and shape and are stored from the CPU. Dict keys are strings or ints. Raises
-    `TypeError`, naming the place, for anything else: it could not be loaded without running code.
+
+def write(folder: Path, meta: dict[str, Any], state: Any, score: float | None = None) -> None:
+    """Save `state`, nested dicts, lists and tuples of tensors, numbers, strings, bools and None, as the last one.
+
+    The former last becomes the previous one. The best is that of the highest `score`, the first of equal ones.
+    Tensors keep dtype and shape and are stored from the CPU. Dict keys are strings or ints. Raises `TypeError`,
+    naming the place, for anything else: it could not be loaded without running code; `OSError` or
+    `SafetensorError` where the disk fails.
     """
-    tensors: dict[str, Tensor] = {}
-    tree = _encode(state, "state", tensors)
+    tensors: dict[str, Any] = {}
+    tree = encode(state, "state", tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    slot = next(name for name in SLOTS if name != _slot_in_use(folder))
-    replace_whole(folder / slot, lambda new: save_file(_separate(tensors), new))
-    record = {"format": FORMAT, "meta": meta, "tensors": slot, "state": tree}
+    known = _glance(folder)
+    slot = _free(known)
+    replace_whole(folder / slot, lambda new: save_file(separate(tensors), new))
+    score = score if score is not None and math.isfinite(score) else None
+    number = known["last"]["number"] + 1 if "last" in known else 1
+    record = {"format": FORMAT, "number": number, "score": score, "meta": meta, "tensors": slot, "state": tree}
     record["digest"] = _digest(record, folder / slot)
     text = json.dumps(record, allow_nan=False, indent=1)
-    replace_whole(folder / RECORD, lambda new: new.write_text(text, encoding="utf-8"))
-    for name in SLOTS:
-        if name != slot:
-            (folder / name).unlink(missing_ok=True)
+
+    def fill(new: Path) -> None:
+        new.write_text(text, encoding="utf-8")
+        if "last" in known:  # once the new one cannot fail for want of space
+            alias(folder / RECORDS["previous"], folder / RECORD)
+
+    replace_whole(folder / RECORD, fill)
+    _tidy(folder)
 
 
-def read(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, tensors on the CPU; `UserError` if it is missing, damaged or foreign."""
+def read(folder: Path, which: Which = "last") -> Checkpoint:
+    """A checkpoint in `folder`, tensors on the CPU; `UserError` if it is missing, damaged, foreign or too new.
+
+    The message names the others that are whole.
+    """
+    name = "checkpoint" if which == "last" else f"{which} checkpoint"
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return _read(folder, which)
     except FileNotFoundError:
-        raise UserError(
-            f"no checkpoint in {folder}; expected one that an earlier run left; start without --resume."
-        ) from None
-    except (OSError, ValueError) as problem:
-        raise _damaged(folder, f"{RECORD} cannot be read ({problem})") from None
-    _check_record(folder, record)
-    try:
-        tensors = load_file(folder / record["tensors"])
-        return Checkpoint(record["meta"], _decode(record["state"], tensors))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
-        raise _damaged(folder, str(problem)) from None
+        fault, wanted = f"no {name} in {folder}", "one that an earlier run left"
+    except _Unfit as problem:
+        fault, wanted = f"the {name} in {folder} is damaged or foreign: {problem}", "the files as a run left them"
+    whole = [f"--checkpoint {other}" for other in RECORDS if other != which and _is_whole(folder, other)]
+    remedy = f"go on from another one with --resume {' or '.join(whole)}" if whole else "start anew without --resume"
+    raise UserError(f"{fault}; expected {wanted}; {remedy}.")
+
+
+def go_back(folder: Path, which: Which) -> None:
+    """Make a whole checkpoint the last one, and remove those that were made after it."""
+    if which != "last":
+        alias(folder / RECORD, folder / RECORDS[which])
+    known = _glance(folder)
+    for other, name in RECORDS.items():
+        if other not in known or known[other]["number"] > known["last"]["number"]:
+            (folder / name).unlink(missing_ok=True)
+    _tidy(folder)
 
 
 def clear(folder: Path) -> None:
-    """Remove a checkpoint; files that are not of a checkpoint stay, and so does their folder."""
-    for name in (RECORD, *SLOTS):
+    """Remove all checkpoints; files that are not of a checkpoint stay, and so does their folder."""
+    for name in (*RECORDS.values(), *SLOTS):
         (folder / name).unlink(missing_ok=True)
-        aside(folder / name).unlink(missing_ok=True)
+    _remove_halves(folder)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
-def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for `value`; tensors go to `tensors`. Containers and odd numbers are tagged, so that ints as
-    keys, tuples and NaN come back as they were."""
-    if isinstance(value, Tensor):
-        name = f"{len(tensors)} {place}"
-        tensors[name] = value.detach()
-        return {"tensor": name}
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"float": str(float(value))}
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, dict):
-        return {"dict": [[_key(k, place), _encode(v, f"{place}.{k}", tensors)] for k, v in value.items()]}
-    if type(value) in (list, tuple):
-        items = [_encode(item, f"{place}.{i}", tensors) for i, item in enumerate(value)]
-        return items if isinstance(value, list) else {"tuple": items}
-    raise TypeError(f"{place} is of type {type(value).__name__}, which no checkpoint can hold")
+def _tidy(folder: Path) -> None:
+    """Make the last one the best if it is, which a killed run may have left undone; remove what no record names."""
+    known = _glance(folder)
+    last, best = known["last"], known.get("best")
+    if last["score"] is not None and (best is None or last["score"] > best["score"]):
+        alias(folder / RECORDS["best"], folder / RECORD)
+        known["best"] = last
+    named = {record["tensors"] for record in known.values()}
+    for name in {*SLOTS} - named:
+        (folder / name).unlink(missing_ok=True)
+    _remove_halves(folder)
 
 
-def _key(key: object, place: str) -> object:
-    if isinstance(key, str) or type(key) is int:
-        return key
-    raise TypeError(f"{place} has a key of type {type(key).__name__}; only strings and ints can be saved")
+def _remove_halves(folder: Path) -> None:
+    """Remove what a killed run has left of files that were being written, by safetensors too."""
+    for path in (*(aside(folder / name) for name in (*RECORDS.values(), *SLOTS)), *folder.glob(".tmp??????")):
+        path.unlink(missing_ok=True)
 
 
-def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(tree, list):
-        return [_decode(item, tensors) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    ((tag, value),) = tree.items()
-    if tag == "tensor":
-        return tensors[value]
-    if tag == "float":
-        return float(value)
-    if tag == "tuple":
-        return tuple(_decode(item, tensors) for item in value)
-    if tag == "dict":
-        return {key: _decode(item, tensors) for key, item in value}
-    raise ValueError(f"unknown tag {tag!r}")
+def _glance(folder: Path) -> dict[Which, dict[str, Any]]:
+    """The records that can be read, without a look at their checksums."""
+    found = {}
+    for which in RECORDS:
+        with contextlib.suppress(FileNotFoundError, _Unfit):
+            found[which] = _record(folder, which)
+    return found
 
 
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, none sharing memory with another (safetensors refuses that)."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
-    return result
+def _free(known: dict[Which, dict[str, Any]]) -> str:
+    """A file for tensors that none of these records names."""
+    named = {record["tensors"] for record in known.values()}
+    return next(name for name in SLOTS if name not in named)
 
 
-def _slot_in_use(folder: Path) -> str | None:
+def _is_whole(folder: Path, which: Which) -> bool:
     try:
-        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["tensors"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        _read(folder, which)
+    except (FileNotFoundError, _Unfit):
+        return False
+    return True
+
+
+def _read(folder: Path, which: Which) -> Checkpoint:
+    record = _record(folder, which)
+    tensors = folder / record["tensors"]
+    if not tensors.is_file():
+        raise _Unfit("the file with its tensors is missing")
+    try:
+        if record["digest"] != _digest(record, tensors):
+            raise _Unfit("its content does not match its checksum")
+        return Checkpoint(record["meta"], decode(record["state"], load_file(tensors)))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
+        raise _Unfit(str(problem)) from None
+
+
+def _record(folder: Path, which: Which) -> dict[str, Any]:
+    """A record of this format, as it stands there."""
+    name = RECORDS[which]
+    try:
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as problem:
+        raise _Unfit(f"{name} cannot be read ({problem})") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise _Unfit(f"{name} is of {_kind(record)}; this version reads {FORMAT!r}")
+    if set(record) != KEYS or record["tensors"] not in SLOTS or not isinstance(record["number"], int):
+        raise _Unfit(f"{name} is not as it was written")
+    return record
+
+
+def _kind(record: Any) -> str:
+    """The format that a record says it has, and the version of the package that wrote it, in words."""
+    about = record if isinstance(record, dict) else {}
+    meta = about.get("meta")
+    version = meta.get("version") if isinstance(meta, dict) else None
+    return f"the format {about.get('format')!r}" + (f", written by version {version}" if version else "")
 
 
 def _digest(record: dict[str, Any], tensors: Path) -> str:
@@ -148,20 +203,3 @@ def _digest(record: dict[str, Any], tensors: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _check_record(folder: Path, record: Any) -> None:
-    known = isinstance(record, dict) and record.get("format") == FORMAT
-    if not known or set(record) != {"format", "meta", "tensors", "state", "digest"}:
-        raise _damaged(folder, f"{RECORD} is not of the format {FORMAT!r}")
-    if record["tensors"] not in SLOTS or not (folder / record["tensors"]).is_file():
-        raise _damaged(folder, "the file with its tensors is missing")
-    if record["digest"] != _digest(record, folder / record["tensors"]):
-        raise _damaged(folder, "its content does not match its checksum")
-
-
-def _damaged(folder: Path, reason: str) -> UserError:
-    return UserError(
-        f"the checkpoint in {folder} is damaged or foreign: {reason}; "
-        "expected the files as a run left them; start anew without --resume."
-    )

@@ -6,6 +6,7 @@ standard files use, gives each a stand-in that only keeps its arguments, and ref
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments import sources
 from experiments.images import DataError, Images, check_labels
 
 FOLDER = "cifar-10-batches-py"
@@ -52,8 +54,8 @@ def _read_all(folder: Path, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
 def _read(path: Path) -> tuple[Tensor, Tensor]:
     """Pixels (n, 3, 32, 32) uint8 and labels (n,) int64 of one file."""
     try:
-        with path.open("rb") as file:
-            content = _Unpickler(file, encoding="bytes").load()
+        raw = path.read_bytes()
+        content = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
         entries = {_text(key): value for key, value in content.items()}
         x, y = _pixels(entries["data"]), torch.tensor(entries["labels"], dtype=torch.int64)
     except Exception as problem:  # a damaged pickle fails in any way at all
@@ -62,6 +64,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
             "unpack that archive again."
         ) from None
     check_labels(str(path), x, y, classes=10)
+    sources.note(path, raw)
     return x, y
 
 

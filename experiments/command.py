@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import inspect
 import sys
@@ -14,23 +15,33 @@ import torch
 import tyro
 
 from ash.checks import UserError, choose, require
-from experiments.runs import Run
+from experiments.runs import Run, Stopped
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Failures of a disk that are no defect of the program: it is full, or can no longer be written."""
 
 
 def start(name: str, module: ModuleType, arguments: Sequence[str]) -> int:
-    """Run the experiment `name` of `module`; the exit status, 0 or 2 for an error of use or data.
+    """Run the experiment `name` of `module`; the exit status: 0, or 2 for an error of use, of data or of the disk.
+
+    A run that was told to stop and has done so gives 130 (SIGINT), 143 (SIGTERM) or 124 (`--time-limit`).
 
     `module` has a dataclass `Options(RunOptions)`, a function `run(options, run)` that returns its keys
     of the summary, and maybe `PRESETS`, functions from options to options. A wrong option makes tyro
-    raise `SystemExit(2)`; any error but `UserError` is a defect and keeps its traceback.
+    raise `SystemExit(2)`; any other error is a defect and keeps its traceback.
     """
     try:
         options = parse(name, module, arguments)
         with Run(name, options) as run:
             torch.manual_seed(run.options.seed)
             run.finish(module.run(run.options, run))
-    except UserError as problem:
-        print(f"{name}: {problem}", file=sys.stderr)
+    except (UserError, Stopped) as end:
+        print(f"{name}: {end}", file=sys.stderr)
+        return end.status if isinstance(end, Stopped) else 2
+    except OSError as problem:
+        if problem.errno not in DISK:
+            raise
+        print(f"{name}: {problem}; expected a folder with space that can be written.", file=sys.stderr)
         return 2
     return 0
 

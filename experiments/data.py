@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments import sources
 from experiments.cifar import cifar10
 from experiments.images import DataError, Images, check_labels, standardise, train_validation
 
@@ -61,13 +62,15 @@ def read_idx(path: Path | str) -> Tensor:
 def _content(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
-        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
         raise DataError(
             f"{path}: the gzip archive is damaged ({problem}); expected a whole one; get the file again."
         ) from None
     except OSError as problem:
         raise DataError(f"{path}: {problem.strerror}; expected an IDX file that can be read.") from None
+    sources.note(path, raw)
+    return raw
 
 
 def _header(path: Path, raw: bytes) -> tuple[np.dtype, tuple[int, ...], int]:

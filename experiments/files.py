@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def alias(path: Path, source: Path) -> None:
+    """Make `path` the same file as `source`, or a copy of it on a file system without links."""
+    if not (path.exists() and path.samefile(source)):
+        replace_whole(path, lambda new: _link(source, new))
+
+
+def _link(source: Path, new: Path) -> None:
+    try:
+        os.link(source, new)
+    except OSError:
+        shutil.copyfile(source, new)
 
 
 def aside(path: Path) -> Path:

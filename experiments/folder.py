@@ -11,7 +11,9 @@ from ash.checks import require
 from experiments import checkpoint, files
 
 CONFIG, METRICS, TIMING = "config.json", "metrics.jsonl", "timing.jsonl"
-PICTURES, SUMMARY, CHECKPOINT = "pictures.json", "summary.json", "checkpoint"
+PICTURES, SUMMARY, CHECKPOINT, BOARD = "pictures.json", "summary.json", "checkpoint", "tensorboard"
+EVENTS = "events.out.tfevents.*"
+"""Names of TensorBoard's files."""
 
 
 def check(folder: Path) -> None:
@@ -36,6 +38,15 @@ def clear(folder: Path) -> None:
     for name in (SUMMARY, CONFIG, PICTURES):
         files.aside(folder / name).unlink(missing_ok=True)
     checkpoint.clear(folder / CHECKPOINT)
+    _remove(folder / BOARD, EVENTS)
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    """Remove files of a subfolder, and the folder if it is empty then."""
+    for path in folder.glob(pattern):
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def pictures(folder: Path) -> list[str]:

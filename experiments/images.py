@@ -48,6 +48,19 @@ def check_labels(source: str, x: Tensor, y: Tensor, classes: int) -> None:
         )
 
 
+def check_finite(images: Images) -> None:
+    """Raise `DataError`, naming the first place, if a pixel is NaN or infinite; bytes cannot be."""
+    parts = {"training": images.train_x, "validation": images.validation_x, "test": images.test_x}
+    for name, x in parts.items():
+        wrong = (~torch.isfinite(x)).nonzero() if x.is_floating_point() else x.new_empty(0)
+        if len(wrong):
+            first, *place = wrong[0].tolist()
+            raise DataError(
+                f"{images.name}: {name} image {first} has the pixel {float(x[tuple(wrong[0])])} at {tuple(place)}, "
+                f"and {len(wrong) - 1} more are not finite; expected numbers; get the data again, or mend them."
+            )
+
+
 def train_validation(images: Images, fraction: float, seed: int) -> Images:
     """Move `fraction` of the training images, drawn at random by `seed`, to the validation part."""
     n = len(images.train_x)
@@ -71,8 +84,10 @@ def train_validation(images: Images, fraction: float, seed: int) -> Images:
 def standardise(images: Images) -> Images:
     """All pixels as float32, shifted and scaled so that the training part has mean 0 and deviation 1.
 
-    A colour channel at a time; test and validation parts take the shift and scale of the training part.
+    A colour channel at a time; test and validation parts take the shift and scale of the training part. Raises
+    `DataError` for pixels that are no finite numbers.
     """
+    check_finite(images)
     train = images.train_x.float()
     others = [dim for dim in range(train.dim()) if train.dim() < 4 or dim != 1]
     std, mean = torch.std_mean(train, dim=others, correction=0, keepdim=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 
-from ash.checks import require
+from ash.checks import positive, require
 from experiments.files import plain
 
 
@@ -25,7 +26,13 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes the GPU if there is one."""
     resume: bool = False
-    """Go on from the checkpoint in the folder."""
+    """Go on from a checkpoint in the folder."""
+    checkpoint: Literal["last", "previous", "best"] = "last"
+    """From which one: the last, the one before it, or the best on the validation set."""
+    time_limit: float | None = None
+    """Seconds after which the run stops where it can go on, with exit status 124."""
+    tensorboard: bool = False
+    """Write the logged figures for TensorBoard too."""
     quick: bool = False
     """A few steps only, to see that it runs."""
     preset: str | None = None
@@ -36,7 +43,8 @@ class RunOptions:
         return self
 
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"out", "resume", "device", "preset", "steps", "epochs", "data_dir", "download"}
+        {"out", "resume", "checkpoint", "time_limit", "tensorboard", "device", "preset"}
+        | {"steps", "epochs", "data_dir", "download"}
     )
     """Options that may differ from the checkpoint's when a run is resumed."""
 
@@ -51,6 +59,11 @@ def resolve(name: str, options: Chosen) -> Chosen:
         options.device != "cuda" or torch.cuda.is_available(),
         "--device cuda, but torch finds no GPU; expected one; use --device cpu or auto.",
     )
+    require(
+        options.resume or options.checkpoint == "last",
+        f"--checkpoint {options.checkpoint} without --resume; expected both, or neither for a new run.",
+    )
+    positive("--time-limit", math.inf if options.time_limit is None else options.time_limit)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -87,20 +87,21 @@ def figures_of(lines: Lines) -> dict[str, Series]:
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
-        groups.setdefault(_label(line), []).append(line)
+        groups.setdefault(net_of(line), []).append(line)
     if groups and all(len(group) == 1 for group in groups.values()):
         groups = {"": list(lines)}  # a line for each net: their order is all that there is to draw
     starts = _starts(list(groups.values()))
     found: dict[str, Series] = {}
     for (label, group), start in zip(groups.items(), starts, strict=True):
-        for name in dict.fromkeys(name for line in group for name, value in line.items() if _drawn(name, value)):
+        for name in dict.fromkeys(name for line in group for name, value in line.items() if is_drawn(name, value)):
             own = [line for line in group if name in line]
             values = [math.nan if line[name] is None else float(line[name]) for line in own]
             found.setdefault(name, {})[label] = ([line["step"] - start for line in own], values)
     return found
 
 
-def _label(line: Mapping[str, Any]) -> str:
+def net_of(line: Mapping[str, Any]) -> str:
+    """Which net a line of the metrics is of, in words; "" where there is but one."""
     parts = []
     for name, value in line.items():
         if isinstance(value, bool):
@@ -110,7 +111,8 @@ def _label(line: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _drawn(name: str, value: object) -> bool:
+def is_drawn(name: str, value: object) -> bool:
+    """Whether a value in a line of the metrics is a point of a curve; None is one without a number."""
     number = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
     return number and name not in (*NOT_DRAWN, *LABELS)
 

@@ -6,42 +6,48 @@
 | `metrics.jsonl` | one object per logged step; nothing in it depends on the clock |
 | `timing.jsonl` | what does: one object per timed step |
 | `pictures.json` | the pictures that the run has made, so that a later run can remove these and no others |
-| `checkpoint/` | the last checkpoint |
+| `checkpoint/` | the last checkpoint, the one before it, and the best on the validation set |
+| `tensorboard/` | the figures of `metrics.jsonl` for TensorBoard, with `--tensorboard` |
 | `index.html` | the page: the slider through what `show` was given, curves, summary and pictures |
 | `summary.json` | the final figures; written last, so that a folder with it is a finished run |
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ash.checks import UserError, require
 from ash.plot.page_tracks import Track
-from experiments import checkpoint, files, folder, machine, pages
-from experiments.folder import CHECKPOINT, CONFIG, METRICS, PICTURES, SUMMARY, TIMING
+from experiments import board, checkpoint, files, folder, lock, machine, pages, reproducible, sources
+from experiments.folder import BOARD, CHECKPOINT, CONFIG, METRICS, PICTURES, SUMMARY, TIMING
 from experiments.options import RunOptions, check_same_run, fixed, resolve
 from experiments.records import read_lines
 from experiments.state import restore, training_state
+from experiments.stopping import Stopped, Stopping
 
-__all__ = ["Run", "RunOptions", "restore", "table", "training_state"]
+__all__ = ["Run", "RunOptions", "Stopped", "restore", "table", "training_state"]
 
 
 class Run:
     """One run of the experiment `name` in its folder; a context manager.
 
-    Opening it checks everything that can be checked (a folder that cannot be written, a checkpoint that
-    does not fit: `UserError`) before it touches anything. A new run then removes the files that an
-    earlier run left; other files in the folder stay. Leaving the context by an exception leaves no
-    `summary.json`. `options` are the resolved ones, `device` is a `torch.device`.
+    Opening it checks everything that can be checked (a folder that cannot be written or that another run
+    writes into, a checkpoint that does not fit: `UserError`) before it touches anything. A new run then removes
+    the files that an earlier run left; other files in the folder stay. Leaving the context by an exception
+    leaves no `summary.json`. While it is open, signals stop the run where it can go on: see `Stopping`.
+    `options` are the resolved ones, `device` is a `torch.device`.
     """
 
     def __init__(self, name: str, options: RunOptions) -> None:
@@ -54,32 +60,47 @@ class Run:
         self._pictures: list[str] = []
         self._tracks: dict[str, Track] = {}
         self._bars: list[Any] = []
-        self._saved = self._read_checkpoint() if self.options.resume else None
+        self._saved: checkpoint.Checkpoint | None = None
+        self._data: dict[str, str] = {}
+        self._board: board.Board | None = None
         try:
-            self._open()
+            with contextlib.ExitStack() as closing:
+                self._open(closing)
+                self._closing = closing.pop_all()
         except OSError as problem:
             raise UserError(
                 f"--out {self.folder}: {problem.strerror or problem}; "
                 "expected a folder that can be written; choose another with --out."
             ) from None
 
-    def _open(self) -> None:
+    def _open(self, closing: contextlib.ExitStack) -> None:
+        """Check, then begin; `closing` closes what is opened, the last first."""
+        sources.forget()
+        if self.options.resume and not self.folder.is_dir():
+            checkpoint.read(self.folder / CHECKPOINT)
         folder.check(self.folder)
+        closing.enter_context(lock.held(self.folder))
+        self._saved = self._read_checkpoint() if self.options.resume else None
         (self.folder / SUMMARY).unlink(missing_ok=True)
         if self._saved is None:
             folder.clear(self.folder)
         else:
             self._go_on(self._saved.meta)
         files.write_json(self.folder / CONFIG, self._config())
-        self._metrics = (self.folder / METRICS).open("a", encoding="utf-8", buffering=1)
-        self._timing = (self.folder / TIMING).open("a", encoding="utf-8", buffering=1)
+        self._metrics = closing.enter_context((self.folder / METRICS).open("a", encoding="utf-8", buffering=1))
+        self._timing = closing.enter_context((self.folder / TIMING).open("a", encoding="utf-8", buffering=1))
+        if self.options.tensorboard:
+            purge_from = None if self._saved is None else self.step + 1
+            self._board = closing.enter_context(board.opened(self.folder / BOARD, purge_from))
+        self.stopping = closing.enter_context(Stopping(self.options.time_limit))
 
     def _config(self) -> dict[str, Any]:
-        about = {"experiment": self.name, "version": machine.version(), "commit": machine.commit()}
+        about: dict[str, Any] = {"experiment": self.name, "version": machine.version(), "commit": machine.commit()}
+        about |= {"machine": reproducible.settings()}
         return about | dataclasses.asdict(self.options)
 
     def _read_checkpoint(self) -> checkpoint.Checkpoint:
-        saved = checkpoint.read(self.folder / CHECKPOINT)
+        saved = checkpoint.read(self.folder / CHECKPOINT, self.options.checkpoint)
         check_same_run(saved.meta, self.name, self.options)
         for name in (METRICS, TIMING):
             path = self.folder / name
@@ -92,19 +113,26 @@ class Run:
         return saved
 
     def _go_on(self, meta: dict[str, Any]) -> None:
-        """Take up the counts of the checkpoint and cut off what was logged after it."""
+        """Take up the counts of the checkpoint, and cut off what was logged and saved after it."""
         self.step, self._seconds, self._peak = meta["step"], meta["seconds"], meta["peak_memory_bytes"]
-        self._pictures = folder.pictures(self.folder)
+        self._pictures, self._data = folder.pictures(self.folder), meta["data"]
+        checkpoint.go_back(self.folder / CHECKPOINT, self.options.checkpoint)
         for name in (METRICS, TIMING):
             os.truncate(self.folder / name, meta["bytes"][name])
+        differences = reproducible.differences(meta["machine"])
+        if differences:
+            print(f"{self.name}: the checkpoint was made with {differences}; the run goes on, but not bit for bit as "
+                  "without a stop.", file=sys.stderr)  # fmt: skip
 
     def log(self, step: int, **figures: object) -> None:
-        """Add a line to `metrics.jsonl`: `step` and the figures, NaN as null; the bar shows them too."""
+        """Add a line to `metrics.jsonl`: `step` and the figures, NaN as null; the bar and TensorBoard show them too."""
         self.step = max(self.step, step)
-        line = {"step": step, **figures}
+        line = files.plain({"step": step, **figures})
         self._metrics.write(files.dumps(line) + "\n")
+        if self._board is not None:
+            self._board.add(line)
         if self._bars:
-            shown = {k: f"{float(v):.4g}" for k, v in files.plain(figures).items() if _is_number(v)}
+            shown = {k: f"{float(line[k]):.4g}" for k in figures if _is_number(line[k])}
             self._bars[-1].set_postfix(shown, refresh=False)
 
     def time(self, step: int, **figures: object) -> None:
@@ -144,21 +172,55 @@ class Run:
         """Have the slider of the run's page move `track` (see `ash.plot`), under that title."""
         self._tracks[title] = track
 
-    def save(self, step: int, state: Any) -> None:
-        """Make `state` after `step` the checkpoint; log what belongs to `step` before. See
-        `checkpoint.write` for what a state may hold, `training_state` for that of a training."""
+    def keep(self, step: int, state: Callable[[], Any], due: bool = True, score: float | None = None) -> None:
+        """A point after `step` from which the run could go on: `state()` is saved where that is `due`.
+
+        It is also where the run stops if it was told to (SIGINT, SIGTERM, `--time-limit`): it saves, and raises
+        `Stopped`. Call it as often as is possible; where there is nothing to do it takes microseconds. Raises
+        what `save` raises.
+        """
+        self.stopping.met = True
+        status = self.stopping.status
+        if due or status:
+            self.save(step, state(), score)
+        if status:
+            raise Stopped(status, step)
+
+    def save(self, step: int, state: Any, score: float | None = None) -> None:
+        """Make `state` after `step` the last checkpoint; log what belongs to `step` before.
+
+        The one with the highest `score` is kept beside it, as the best on the validation set. See
+        `checkpoint.write` for what a state may hold, `training_state` for that of a training. Raises `UserError`
+        where the disk fails; the former checkpoint is then as it was.
+        """
         self.step = max(self.step, step)
-        for log in (self._metrics, self._timing):
-            log.flush()
-            os.fsync(log.fileno())
-        sizes = {name: (self.folder / name).stat().st_size for name in (METRICS, TIMING)}
-        meta = {"experiment": self.name, "options": fixed(self.options), "step": step, "bytes": sizes}
-        meta |= {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
-        checkpoint.write(self.folder / CHECKPOINT, meta, state)
+        try:
+            sizes = {name: _synced(log) for name, log in ((METRICS, self._metrics), (TIMING, self._timing))}
+            if self._board is not None:
+                self._board.flush()
+            checkpoint.write(self.folder / CHECKPOINT, self._about(step, sizes), state, score)
+        except (OSError, SafetensorError) as problem:
+            raise UserError(
+                f"no checkpoint after step {step} in {self.folder}: {getattr(problem, 'strerror', None) or problem}; "
+                "expected a folder with space that can be written; what was saved before is whole: go on from it "
+                "with --resume."
+            ) from None
+
+    def _about(self, step: int, sizes: dict[str, int]) -> dict[str, Any]:
+        """What a checkpoint says of the run."""
+        about: dict[str, Any] = {"experiment": self.name, "version": machine.version()}
+        about |= {"options": fixed(self.options)}
+        about |= {"step": step, "bytes": sizes, "data": self._data | sources.noted()}
+        about |= {"machine": reproducible.settings()}
+        return about | {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
 
     def load(self) -> tuple[int, Any] | None:
-        """(step, state) of the checkpoint to go on from; None if the run starts from the beginning."""
+        """(step, state) of the checkpoint to go on from; None if the run starts from the beginning.
+
+        Call it after the data were read. Raises `UserError` if they are not those of the checkpoint.
+        """
         saved, self._saved = self._saved, None
+        sources.check(self._data)
         return None if saved is None else (saved.meta["step"], saved.state)
 
     def finish(self, summary: dict[str, object]) -> dict[str, object]:
@@ -170,7 +232,8 @@ class Run:
         standard = {"experiment": self.name, "seed": self.options.seed, "steps": steps}
         standard |= {"seconds": round(self.seconds, 3), "peak_memory_bytes": self.peak_memory_bytes}
         whole = files.plain(standard | {k: v for k, v in summary.items() if k not in standard})
-        self.close()
+        for bar in self._bars:
+            bar.close()
         self._write_page(whole)
         files.write_json(self.folder / SUMMARY, whole)
         print(table(whole))
@@ -183,9 +246,10 @@ class Run:
         pages.write(self.path(pages.INDEX), self._config(), summary, lines, self._tracks, shown)
 
     def close(self) -> None:
-        """Close bars and files; what was logged stays."""
-        for closing in (*self._bars, self._metrics, self._timing):
-            closing.close()
+        """Close bars and files, and give the folder and the signals free; what was logged stays."""
+        for bar in self._bars:
+            bar.close()
+        self._closing.close()
 
     def __enter__(self) -> Run:
         return self
@@ -193,9 +257,18 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        if kind is not None:
-            (self.folder / SUMMARY).unlink(missing_ok=True)
+        try:
+            if kind is not None:
+                (self.folder / SUMMARY).unlink(missing_ok=True)
+        finally:
+            self.close()
+
+
+def _synced(log: TextIO) -> int:
+    """Bytes of a log, once all of them are on the disk."""
+    log.flush()
+    os.fsync(log.fileno())
+    return os.fstat(log.fileno()).st_size
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -89,8 +89,8 @@ class Options(RunOptions):
     evaluate: Path | None = None
     """Folder of a run whose last network is judged; nothing is trained."""
 
-    may_change: ClassVar[frozenset[str]] = frozenset(
-        {"out", "resume", "device", "preset", "data_dir", "density", "seeds", "first", "evaluate"}
+    may_change: ClassVar[frozenset[str]] = (
+        RunOptions.may_change - {"steps", "epochs", "download"} | {"density", "seeds", "first", "evaluate"}
     )
 
     def resolved(self) -> Options:

@@ -38,7 +38,7 @@ from experiments.sweep_report import Result, report
 
 OWN = ("out", "resume")
 """Options of a run that the sweep gives itself."""
-NOT_COMPARED = (*OWN, "device", "data_dir", "download", "preset")
+NOT_COMPARED = (*OWN, "checkpoint", "time_limit", "tensorboard", "device", "data_dir", "download", "preset")
 """Options that may be others when a sweep goes on."""
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +98,8 @@ def test_the_former_checkpoint_stays_until_the_new_one_is_whole(
         assert (meta["step"], state.tolist()) == (2, [2])
     checkpoint.write(tmp_path, {"step": 3}, torch.tensor([3]))
     assert checkpoint.read(tmp_path).state.tolist() == [3]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert checkpoint.read(tmp_path, "previous").state.tolist() == [2]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def interrupt(*_: object) -> None:
@@ -108,6 +112,116 @@ def test_a_loaded_state_outlives_later_checkpoints(tmp_path: Path) -> None:
     for number in range(3):
         checkpoint.write(tmp_path, {}, torch.full((1000,), number))
     assert loaded.tolist() == list(range(1000))
+
+
+def score_all(folder: Path, *scores: float | None) -> None:
+    for number, score in enumerate(scores):
+        checkpoint.write(folder, {"step": number}, torch.tensor([number]), score)
+
+
+def steps(folder: Path) -> dict[str, int | None]:
+    """The step of each checkpoint in the folder, None where there is none; what is damaged raises."""
+    found = {}
+    for which, name in checkpoint.RECORDS.items():
+        saved = checkpoint.read(folder, which) if (folder / name).exists() else None
+        found[which] = None if saved is None else saved.meta["step"]
+        assert saved is None or saved.state.tolist() == [saved.meta["step"]]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected", "files"),
+    [
+        ([None], (0, None, None), 1),
+        ([None, None], (1, 0, None), 2),
+        ([0.5], (0, None, 0), 1),
+        ([0.5, 0.4, 0.3], (2, 1, 0), 3),
+        ([0.5, 0.4, 0.3, 0.2], (3, 2, 0), 3),
+        ([0.5, 0.5, 0.3], (2, 1, 0), 3),
+        ([0.5, 0.6, 0.3], (2, 1, 1), 2),
+        ([-0.5, math.nan, math.inf, None], (3, 2, 0), 3),
+    ],
+)
+def test_the_last_the_previous_and_the_best_are_kept(
+    tmp_path: Path, scores: list[float | None], expected: tuple[int | None, ...], files: int
+) -> None:
+    score_all(tmp_path, *scores)
+    assert tuple(steps(tmp_path).values()) == expected
+    assert len(list(tmp_path.glob("*.safetensors"))) == files
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("scores", "which", "expected"),
+    [
+        ([0.3, 0.4, 0.2, 0.1], "last", (3, 2, 1)),
+        ([0.3, 0.4, 0.2, 0.1], "previous", (2, 2, 1)),
+        ([0.3, 0.4, 0.2, 0.1], "best", (1, None, 1)),
+        ([0.3, 0.4], "previous", (0, 0, 0)),
+    ],
+)
+def test_going_back_removes_what_came_after(
+    tmp_path: Path, scores: list[float], which: checkpoint.Which, expected: tuple[int | None, ...]
+) -> None:
+    score_all(tmp_path, *scores)
+    checkpoint.go_back(tmp_path, which)
+    assert tuple(steps(tmp_path).values()) == expected
+    checkpoint.write(tmp_path, {"step": 9}, torch.tensor([9]), 0.35)
+    assert tuple(steps(tmp_path).values()) == (9, expected[0], 1 if expected[2] == 1 else 9)
+
+
+class Killed(BaseException):
+    """A process that ends between two calls to the system."""
+
+
+def kill_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End at the `count`-th change that is made to the folder, and clean nothing up."""
+    made = [0]
+
+    def counted(name: str) -> None:
+        call = getattr(os, name)
+
+        def until(*arguments: Any, **options: Any) -> Any:
+            made[0] += 1
+            if made[0] >= count:
+                raise Killed
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(os, name, until)
+
+    for name in ("replace", "link", "unlink", "fsync"):
+        counted(name)
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, seen = 0, set()
+    while True:
+        count += 1
+        folder = tmp_path / str(count)
+        score_all(folder, 0.3, 0.4, 0.1)
+        with monkeypatch.context() as patch:
+            kill_at(count, patch)
+            try:
+                checkpoint.write(folder, {"step": 3}, torch.tensor([3]), 0.5)
+            except Killed:
+                pass
+            else:
+                break
+        seen.add(tuple(steps(folder).values()))
+        checkpoint.go_back(folder, "last")
+        known = steps(folder)
+        assert known["best"] == (3 if known["last"] == 3 else 1)
+        assert len(list(folder.glob("*.safetensors"))) <= 3 and not list(folder.glob(".*"))
+    assert seen >= {(2, 1, 1), (2, 2, 1), (3, 2, 1), (3, 2, 3)}
+
+
+def test_without_links_records_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    score_all(tmp_path, 0.5, 0.4)
+    assert tuple(steps(tmp_path).values()) == (1, 0, 0)
 
 
 def flip(path: Path, place: int) -> None:
@@ -144,6 +258,61 @@ def test_damage_is_seen(tmp_path: Path, damage: str) -> None:
     DAMAGES[damage](tmp_path)
     with pytest.raises(UserError, match="damaged or foreign.*without --resume"):
         checkpoint.read(tmp_path)
+
+
+def test_damage_tells_of_the_checkpoints_that_are_whole(tmp_path: Path) -> None:
+    score_all(tmp_path, 0.5, 0.4, 0.3)
+    last = json.loads((tmp_path / "state.json").read_text(encoding="utf-8"))["tensors"]
+    flip(tmp_path / last, -1)
+    with pytest.raises(UserError, match="the checkpoint in .* checksum.*--checkpoint previous or --checkpoint best"):
+        checkpoint.read(tmp_path)
+    previous = json.loads((tmp_path / "previous.json").read_text(encoding="utf-8"))["tensors"]
+    (tmp_path / previous).write_bytes(b"short")
+    with pytest.raises(UserError, match="the previous checkpoint in .*with --resume --checkpoint best"):
+        checkpoint.read(tmp_path, "previous")
+    (tmp_path / "state.json").unlink()
+    with pytest.raises(UserError, match="no checkpoint in .*with --resume --checkpoint best"):
+        checkpoint.read(tmp_path)
+    checkpoint.go_back(tmp_path, "best")
+    assert tuple(steps(tmp_path).values()) == (0, None, 0)
+
+
+def test_a_checkpoint_of_another_version_says_so(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, {"version": "9.0"}, torch.arange(5.0))
+    edit(tmp_path, format="ash-checkpoint-9")
+    expected = "is of the format 'ash-checkpoint-9', written by version 9.0; this version reads 'ash-checkpoint-2'"
+    with pytest.raises(UserError, match=expected):
+        checkpoint.read(tmp_path)
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_the_place_of_tensors_is_refused_and_not_run(tmp_path: Path) -> None:
+    folder, trace = tmp_path / "checkpoint", tmp_path / "executed"
+    checkpoint.write(folder, {"step": 1}, torch.arange(5.0))
+    for content in (pickle.dumps(Payload(trace)), _saved_by_torch(Payload(trace))):
+        tensor_file(folder).write_bytes(content)
+        record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        edit(folder, digest=checkpoint._digest(record, tensor_file(folder)))
+        with pytest.raises(UserError, match="damaged or foreign.*header"):
+            checkpoint.read(folder)
+        assert not trace.exists()
+    pickle.loads(pickle.dumps(Payload(trace)))
+    assert trace.exists()
+
+
+def _saved_by_torch(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
 
 
 def test_a_missing_checkpoint_says_so(tmp_path: Path) -> None:
