@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -81,6 +82,8 @@ def listing() -> str:
 
 
 def _start(name: str, arguments: list[str]) -> int:
+    # MKL reads it when torch is loaded. Equal runs with equal threads then give equal bits, wherever arrays lie.
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     # Loads torch, which the list of experiments does not need.
     from experiments.command import start
 

@@ -29,15 +29,15 @@ def differences(then: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Inside, operations on the CPU add up in one order with several threads too, where torch has such a form of them.
+    """Inside, operations on the CPU add in one order with several threads too.
 
-    Without it `index_put_` of many floats, for one, adds them as threads come along. On a GPU some operations have
-    no such form and would raise, so that nothing is changed there.
+    Without it the gradient of `x[indices]`, for one, adds numbers as threads come along. On a GPU operations that have
+    no such form would raise, so that nothing is changed there.
     """
     details: Any = torch.utils.deterministic
     before, fill = torch.are_deterministic_algorithms_enabled(), details.fill_uninitialized_memory
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if device.type == "cpu":
+    if device.type == "cpu" and torch.get_num_threads() > 1:
         torch.use_deterministic_algorithms(True)
         details.fill_uninitialized_memory = False  # time, and for no result
     try:

@@ -76,6 +76,7 @@ class Run:
     def _open(self, closing: contextlib.ExitStack) -> None:
         """Check, then begin; `closing` closes what is opened, the last first."""
         sources.forget()
+        closing.enter_context(reproducible.deterministic(self.device))
         if self.options.resume and not self.folder.is_dir():
             checkpoint.read(self.folder / CHECKPOINT)
         folder.check(self.folder)

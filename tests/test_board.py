@@ -28,7 +28,7 @@ def test_the_figures_of_a_run_and_of_its_nets(tmp_path: Path) -> None:
         run.log(2, loss=0.25, name="a", seed=3)
         run.log(2, error=1)
     found = curves(tmp_path)
-    assert found == {"loss/a__seed_3": [(1, 0.5), (2, 0.25)], "error": [(2, 1.0)]}
+    assert found == {"loss/a, seed 3": [(1, 0.5), (2, 0.25)], "error": [(2, 1.0)]}
     assert len((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
