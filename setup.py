@@ -22,7 +22,8 @@ def version() -> str:
 
 PLOT = ["matplotlib>=3.8", "pillow>=10", "networkx>=3.2"]
 ODE = ["torchdiffeq>=0.2.4"]
-EXPERIMENTS = [*PLOT, *ODE, "tyro>=0.9", "tqdm>=4.66", "scikit-learn>=1.4", "pooch>=1.8", "safetensors>=0.4.3"]
+EXPERIMENTS = [*PLOT, *ODE, "tyro>=0.9", "tqdm>=4.66", "scikit-learn>=1.4", "pooch>=1.8", "safetensors>=0.4.3",
+               "lightning-fabric>=2.5", "tensorboard>=2.14"]  # fmt: skip
 FAST = ["numba>=0.60"]
 PEERS = ["diffsort>=0.2"]
 GPU = ["triton>=3.6; sys_platform == 'linux'"]

@@ -4,6 +4,7 @@ A wiring decides, for every batch, which entries of a weight tensor exist and wh
 that sparse weight to its input. Loading this package loads torch and nothing optional; `ash.plot` is apart.
 """
 
+from ash.agreement import check_same_topology
 from ash.checks import BackendUnavailable, UserError
 from ash.codebook import Codebook
 from ash.contexts import Context
@@ -129,6 +130,7 @@ __all__ = [
     "allot",
     "as_sparse_batch",
     "block_structure",
+    "check_same_topology",
     "clear_state",
     "contract",
     "count",

@@ -81,7 +81,7 @@ class AdaptiveTraining(Training):
         return frame
 
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.model(shifted(x, self.options.augment, mirror=x.dim() == 4))
+        output = self.loop(shifted(x, self.options.augment, mirror=x.dim() == 4))
         return self._pretraining_loss() if self._pretrains() else self._loss(output, y), output
 
     def _pretrains(self) -> bool:

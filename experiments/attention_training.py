@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from experiments.attention_models import GlimpseNet
 from experiments.clutter import Cluttered
+from experiments.descent import Descent
 from experiments.runs import Run, restore, training_state
 
 EVALUATION_BATCH = 250
@@ -102,12 +104,15 @@ class Contest:
                 as_parameters(optimizer)
             elif len(self.history[name]) == self.plan.epochs:
                 continue
+            descent = Descent(net, optimizer)
             bar = self.run.progress(self.plan.epochs * steps, name, len(self.history[name]) * steps)
             for epoch in range(len(self.history[name]), self.plan.epochs):
-                self._epoch(net, optimizer, epoch, bar)
+                self._epoch(net, descent, epoch, bar)
                 self._note(name, net, epoch, (place * self.plan.epochs + epoch + 1) * steps)
-                state = training_state(self.nets, optimizer)
-                self.run.save(self.run.step, state | {"name": name, "history": self.history})
+                self.run.keep(self.run.step, partial(self._state, name, optimizer))
+
+    def _state(self, name: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return training_state(self.nets, optimizer) | {"name": name, "history": self.history}
 
     def seen(self, data: Cluttered, which: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases and views of some instances, on the device."""
@@ -119,7 +124,7 @@ class Contest:
         self.run.log(step, net=name, epoch=epoch + 1, **figures)
         self.run.time(step, net=name, epoch=epoch + 1)
 
-    def _epoch(self, net: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, bar: Any) -> None:
+    def _epoch(self, net: nn.Module, descent: Descent, epoch: int, bar: Any) -> None:
         """One pass; every epoch but the first has its digits at new places, amid the clutter of others."""
         generator = torch.Generator().manual_seed(self.plan.seed * 1000 + epoch)
         data = self.data["train"]
@@ -129,30 +134,27 @@ class Contest:
         loss_sum, right, count = 0.0, 0, self.plan.per_epoch(len(data))
         for i, which in enumerate(order.split(self.plan.batch)[:count]):
             rate = self.plan.rate(epoch * count + i, len(data))
-            for group in optimizer.param_groups:
+            for group in descent.optimizer.param_groups:
                 group["lr"] = rate
             if isinstance(net, GlimpseNet):
                 net.wiring.training = epoch * count + i < self.plan.freeze_at(len(data))
             y = data.labels[which].to(self.run.device)
-            loss, hits = self.step(net, optimizer, *self.seen(data, which), y)
+            loss, hits = self.step(descent, *self.seen(data, which), y, epoch * count + i)
             loss_sum, right = loss_sum + loss, right + hits
             bar.update(1)
         seen = min(len(order), count * self.plan.batch)
         self._figures = {"loss": loss_sum / count, "train_accuracy": right / seen}
 
-    def step(
-        self, net: nn.Module, optimizer: torch.optim.Optimizer, canvas: Tensor, view: Tensor, y: Tensor
-    ) -> tuple[float, int]:
-        """One optimizer step; the loss of the classes, and how many were right."""
+    def step(self, descent: Descent, canvas: Tensor, view: Tensor, y: Tensor, step: int) -> tuple[float, int]:
+        """One optimizer step, the `step`-th; the loss of the classes, and how many were right."""
+        net = descent.model
         with self._precision():
             output = net(canvas, view)
         loss = cross_entropy(output.float(), y)
         total = loss
         if isinstance(net, GlimpseNet) and self.plan.hint:
             total = loss + self.plan.hint * cross_entropy(net.hint(), y)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
+        descent.step(total, step)
         return float(loss.detach()), int((output.argmax(1) == y).sum())
 
     def _precision(self) -> torch.autocast:
@@ -190,7 +192,7 @@ def time_steps(
     nets = [make(size).to(device) for size in sizes]
     for net in nets:
         channels_last(net)
-    optimizers = [torch.optim.AdamW(net.parameters(), lr=contest.plan.lr, fused=True) for net in nets]
+    descents = [Descent(net, torch.optim.AdamW(net.parameters(), lr=contest.plan.lr, fused=True)) for net in nets]
     canvases = [[torch.rand(batch, size, size, device=device) for _ in range(2)] for size in sizes]
     views = [torch.rand(batch, contest.view, contest.view, device=device) for _ in range(2)]
     y = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -198,6 +200,6 @@ def time_steps(
     for i in range(repeats + 2):
         for j in range(2):
             began = time.perf_counter()
-            contest.step(nets[j], optimizers[j], canvases[j][i % 2], views[i % 2], y)
+            contest.step(descents[j], canvases[j][i % 2], views[i % 2], y, i)
             seconds[j].append(time.perf_counter() - began)
     return [statistics.median(each[2:]) for each in seconds]

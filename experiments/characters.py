@@ -32,6 +32,7 @@ import dataclasses
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -45,7 +46,8 @@ from experiments.characters_net import continued, held_out_bits
 from experiments.characters_text import Text, read, write
 from experiments.characters_training import Recipe, Trial, build
 from experiments.evaluation import kept_apart, read_run
-from experiments.runs import Run, RunOptions
+from experiments.loop import LoopOptions
+from experiments.runs import Run
 from experiments.sparsity_training import long_training
 from experiments.state import load_model
 
@@ -58,7 +60,7 @@ BEGINNINGS = ("47+38=", "fabhc|", "the old dog that likes two cats ")
 
 
 @dataclass
-class Options(RunOptions):
+class Options(LoopOptions):
     """Options."""
 
     wiring: tuple[Name, ...] = ("dense", "narrow", "rigl", "set", "top_k", "static")
@@ -94,7 +96,7 @@ class Options(RunOptions):
     evaluate: Path | None = None
     """Folder of a run whose nets are to be judged again; nothing is trained."""
 
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"steps", "epochs", "data_dir", "download"}
+    may_change: ClassVar[frozenset[str]] = LoopOptions.may_change - {"steps", "epochs", "data_dir", "download"}
     """One cosine spans the run, so that another number of steps is another run."""
 
     def resolved(self) -> Options:
@@ -177,7 +179,7 @@ def train(options: Options, held_out: Text, run: Run) -> tuple[Cells, dict[str, 
     for recipe in recipes:
         for seed in range(options.seed, options.seed + options.seeds):
             if str(seed) not in state["done"].get(recipe.wiring, {}):
-                trial = Trial(made(recipe, seed, run), recipe, text, seed)
+                trial = Trial(made(recipe, seed, run), recipe, text, seed, run)
                 train_one(trial, held_out, seed, run, state, bar)
     nets = {recipe.wiring: trained(recipe, options.seed, state, run) for recipe in recipes}
     return {wiring: state["done"][wiring] for wiring in nets}, nets
@@ -186,18 +188,21 @@ def train(options: Options, held_out: Text, run: Run) -> tuple[Cells, dict[str, 
 def train_one(trial: Trial, held_out: Text, seed: int, run: Run, state: dict[str, Any], bar: Any) -> None:
     """Train one net, from where the state has it; its figures and parameters go to the state."""
     own: dict[str, Any] = {"curve": [], "losses": [], "seconds": 0.0}
-    if state["trial"] is not None:
-        own = state["trial"].pop("own")
-        trial.resume(state["trial"])
+    saved, state["trial"] = state["trial"], None
+    if saved is not None:
+        own = saved.pop("own")
+        trial.resume(saved)
         bar.update(trial.step)
     start, begun, before = run.step - trial.step, time.perf_counter(), own["seconds"]
     ids, steps = held_out.ids.to(run.device), trial.recipe.steps
     every = max(1, steps // RECORDS)
+    now = partial(going_on, trial, own, state)
     while trial.step < steps:
         own["losses"] = [*own["losses"][-max(1, steps // 10) + 1 :], trial.train_step()]
         bar.update(1)
         last = trial.step == steps
         if trial.step % every and not last:
+            trial.loop.keep(start + trial.step, now, due=False)
             continue
         found = held_out_bits(trial.net, ids, trial.recipe.context)
         own["curve"].append([trial.step, found])
@@ -207,9 +212,13 @@ def train_one(trial: Trial, held_out: Text, seed: int, run: Run, state: dict[str
         run.time(start + trial.step, **place)
         if last:
             finish(trial, own, seed, state)
-        if last or len(own["curve"]) % SAVED_EVERY == 0:
-            state["trial"] = None if last else trial.state() | {"own": own}
-            run.save(start + trial.step, state)
+        due = last or len(own["curve"]) % SAVED_EVERY == 0
+        trial.loop.keep(start + trial.step, partial(dict, state) if last else now, due)
+
+
+def going_on(trial: Trial, own: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """The state in the middle of a trial's training."""
+    return state | {"trial": trial.state() | {"own": own}}
 
 
 def finish(trial: Trial, own: dict[str, Any], seed: int, state: dict[str, Any]) -> None:

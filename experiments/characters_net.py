@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int64
@@ -76,7 +77,7 @@ class CharacterTransformer(nn.Module):
         return logits
 
 
-def bits(model: nn.Module, ids: Int64[Tensor, "b t"], skip: int = 0) -> Float[Tensor, ""]:
+def bits(model: Callable[[Tensor], Tensor], ids: Int64[Tensor, "b t"], skip: int = 0) -> Float[Tensor, ""]:
     """Mean bits of a character given those before it, of all but the first 1 + `skip` of every row."""
     logits = model(ids[:, :-1])[:, skip:]
     nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1 + skip :].flatten())

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ash import Rewirer, count, parameter_groups, sparsify
 from ash.checks import require
 from experiments.characters_net import CharacterTransformer, bits
-from experiments.runs import restore, training_state
+from experiments.loop import Loop
+from experiments.runs import Run
 
 HEADS, WARM_UP, CLIP, REWIRE_UNTIL = 4, 50, 1.0, 0.75
 KEPT_DENSE = "head"
@@ -70,16 +71,17 @@ class Trial:
     """A net in training on random windows of a text.
 
     Args:
-        recipe: how. text: its characters' numbers. seed: of the windows and of random growth.
+        recipe: how. text: its characters' numbers. seed: of the windows and of random growth. run: that it is part of.
 
     Attributes:
         step: optimizer steps that are done.
     """
 
-    def __init__(self, net: nn.Module, recipe: Recipe, text: Int64[Tensor, " n"], seed: int):
+    def __init__(self, net: nn.Module, recipe: Recipe, text: Int64[Tensor, " n"], seed: int, run: Run):
         self.net, self.recipe, self.text, self.step = net, recipe, text, 0
         groups = parameter_groups(net, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+        self.loop = Loop(run, net, self.optimizer, CLIP)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.windows = torch.Generator().manual_seed(seed)
         self.rewirer: Rewirer | None = None
@@ -92,18 +94,16 @@ class Trial:
     def train_step(self) -> float:
         """One step of the optimizer, and maybe a rewiring; the loss before it, in bits of a character."""
         recipe, length = self.recipe, self.recipe.context + 1
-        starts = torch.randint(len(self.text) - length + 1, (recipe.batch, 1), generator=self.windows)
-        batch = self.text[(starts + torch.arange(length)).to(self.text.device)]
+        starts = torch.randint(len(self.text) - length + 1, (recipe.batch,), generator=self.windows)
         self._set_rates()
-        loss = bits(self.net, batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), CLIP)
-        self.optimizer.step()
+        for part, share in self.loop.parts(starts):
+            batch = self.text[(part.unsqueeze(1) + torch.arange(length)).to(self.text.device)]
+            self.loop.backward(bits(self.loop, batch) * share)
+        loss = self.loop.step(self.step)
         self.step += 1
         if self.rewirer is not None:
             self.rewirer.step()
-        return float(loss.detach())
+        return float(loss)
 
     def _set_rates(self) -> None:
         """A short rise, then one cosine to 0."""
@@ -113,13 +113,12 @@ class Trial:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        state = training_state(self.net, self.optimizer, windows=self.windows)
+        state = self.loop.state(windows=self.windows)
         return state | {"step": self.step, "rewirer": None if self.rewirer is None else self.rewirer.state_dict()}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        rest = {name: value for name, value in state.items() if name not in ("step", "rewirer")}
-        restore(rest, self.net, self.optimizer, windows=self.windows)
+        self.loop.restore(state, windows=self.windows)
         self.step = state["step"]
         if self.rewirer is not None:
             self.rewirer.load_state_dict(state["rewirer"])

@@ -22,7 +22,8 @@ from ash import GaussianWiring, plot
 from ash.plot import curves
 from experiments.data import Images
 from experiments.frames import few, packed, take_up
-from experiments.runs import Run, restore, training_state
+from experiments.loop import Loop
+from experiments.runs import Run
 
 EVALUATION_BATCH = 2000
 FRAMES = 40
@@ -115,12 +116,14 @@ class Training:
         draws: bool = False,
     ) -> None:
         self.model, self.optimizer, self.images = model, optimizer, images
+        self.loop = Loop(run, model, optimizer)
         self.plan, self.run, self.look, self.draws = plan, run, look, draws
         self.total, self.freeze_at = plan.steps(len(images.train_y)), plan.freeze_at(len(images.train_y))
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.history: list[dict[str, float]] = []
         self.seen = [look(model)]
         self.step = 0
+        self.epoch: dict[str, Any] | None = None
         self.frames = plot.History(FRAMES)
         self._keep_frame()
 
@@ -138,37 +141,46 @@ class Training:
             self._keep_frame()
             self.run.log(self.step, epoch=epoch, **figures)
             self.run.time(self.step, epoch=epoch)
-            self.run.save(self.step, self._state())
+            self.loop.keep(self.step, self._state, score=figures["validation_accuracy"])
 
     def _epoch(self, bar: Any) -> dict[str, float]:
-        images, device = self.images, self.images.train_x.device
-        loss_sum = torch.zeros((), device=device)
-        right = torch.zeros((), dtype=torch.int64, device=device)
-        order = torch.randperm(len(images.train_y), device=device)
-        for batch in order.split(self.plan.batch):
-            y = images.train_y[batch]
-            loss, output = self._step(images.train_x[batch], y)
-            loss_sum += loss * len(batch)
-            right += (output.argmax(1) == y).sum()
+        """One pass over the training set, or what is left of the one that a checkpoint is in the middle of."""
+        now = self.epoch = self.epoch or self._begin()
+        batches, count = now["order"].split(self.plan.batch), len(now["order"])
+        for batch in batches[now["batches"] :]:
+            now["loss"] += self._step(batch, now["right"]) * len(batch)
+            now["batches"] += 1
             bar.update(1)
-        return {"loss": float(loss_sum) / len(order), "train_accuracy": int(right) / len(order)}
+            if now["batches"] < len(batches):
+                self.loop.keep(self.step, self._state, due=False)
+        self.epoch = None
+        return {"loss": float(now["loss"]) / count, "train_accuracy": int(self.loop.total(now["right"])) / count}
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step; the loss and the output before it, both detached."""
+    def _begin(self) -> dict[str, Any]:
+        """A pass over the training set before its first batch: order, batches done, sums of the loss and of hits."""
+        device = self.images.train_x.device
+        order = self.loop.shared(torch.randperm(len(self.images.train_y), device=device))
+        loss, right = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+        return {"order": order, "batches": 0, "loss": loss, "right": right}
+
+    def _step(self, batch: Tensor, right: Tensor) -> Tensor:
+        """One optimizer step; the loss before it, detached. `right` grows by the images that were classified so."""
         self._freeze_when_due()
         factor = 0.5 * (1 + math.cos(math.pi * self.step / self.total))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        loss, output = self.objective(x, y)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        for part, share in self.loop.parts(batch):
+            y = self.images.train_y[part]
+            loss, output = self.objective(self.images.train_x[part], y)
+            self.loop.backward(loss if share == 1 else loss * share)
+            right += (output.detach().argmax(1) == y).sum() * (share > 0)
+        found = self.loop.step(self.step)
         self.step += 1
-        return loss.detach(), output.detach()
+        return found
 
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss on a batch, a scalar, and the output `(b, classes)`."""
-        output = self.model(x)
+        output = self.loop(x)
         return cross_entropy(output, y), output
 
     def judge(self) -> dict[str, float]:
@@ -192,15 +204,17 @@ class Training:
                     wiring.freeze()
 
     def _state(self) -> dict[str, Any]:
-        return training_state(self.model, self.optimizer) | {
+        return self.loop.state() | {
+            "epoch": self.epoch,
             "history": self.history,
             "seen": self.seen,
             "frames": packed(self.frames),
         }
 
     def _go_on(self, step: int, state: dict[str, Any]) -> None:
-        restore(state, self.model, self.optimizer)
+        self.loop.restore(state)
         self.step, self.history, self.seen = step, state["history"], state["seen"]
+        self.epoch = state["epoch"]
         self.frames = plot.History(FRAMES)
         take_up(self.frames, state["frames"])
 

@@ -15,6 +15,9 @@ import torch
 import tyro
 
 from ash.checks import UserError, choose, require
+from experiments import processes
+from experiments.loop import LoopOptions
+from experiments.options import RunOptions
 from experiments.runs import Run, Stopped
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -32,18 +35,35 @@ def start(name: str, module: ModuleType, arguments: Sequence[str]) -> int:
     """
     try:
         options = parse(name, module, arguments)
-        with Run(name, options) as run:
+        _check_processes(name, options)
+        with processes.followed(name, options) as own, Run(name, own) as run:
             torch.manual_seed(run.options.seed)
             run.finish(module.run(run.options, run))
     except (UserError, Stopped) as end:
         print(f"{name}: {end}", file=sys.stderr)
         return end.status if isinstance(end, Stopped) else 2
+    except RuntimeError as problem:
+        lost = processes.lost(problem)
+        if lost is None:
+            raise
+        print(f"{name}: {lost}", file=sys.stderr)
+        return 1
     except OSError as problem:
         if problem.errno not in DISK:
             raise
         print(f"{name}: {problem}; expected a folder with space that can be written.", file=sys.stderr)
         return 2
     return 0
+
+
+def _check_processes(name: str, options: RunOptions) -> None:
+    """Raise `UserError` if a launcher has started several processes of an experiment that trains in one."""
+    world = processes.world_size()
+    require(
+        world == 1 or isinstance(options, LoopOptions),
+        f"{name} was started as {world} processes, which it does not divide its work among; expected one: "
+        "start it without torchrun.",
+    )
 
 
 def parse(name: str, module: ModuleType, arguments: Sequence[str]) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ash import Rewirer, count, parameter_groups, sparsify
+from experiments.descent import Descent
 from experiments.image_source import Source
 from experiments.resnets import resnet
 from experiments.runs import Run, restore, training_state
@@ -103,20 +104,25 @@ class Training:
         optimizer = self.plan.optimizer(model, self.network.wiring == "gaussian" and row.density < 1)
         rewirer = self._rewirer(model, optimizer, row)
         rates = [group["lr"] for group in optimizer.param_groups]
+        descent = Descent(model, optimizer)
         begin = self._go_on(row, model, optimizer, rewirer)
         bar.update(begin * self.source.steps(self.plan.batch))
         for epoch in range(begin + 1, self.plan.epochs + 1):
-            figures = self._epoch(epoch, model, optimizer, rewirer, rates, bar)
+            figures = self._epoch(epoch, descent, rewirer, rates, bar)
             if epoch == self.plan.epochs:
                 figures["test_accuracy"] = accuracy(model, self.source)
                 self.results.append({**row._asdict(), **figures, "stored_numbers": count(model).stored_numbers})
             self._log(row, epoch, figures)
+            descent.check_parameters(self.run.step)
             state = training_state(model, optimizer)
             driver = None if rewirer is None else rewirer.state_dict()
             self.current = {"row": list(row), "epoch": epoch, "training": state, "rewirer": driver}
-            self.run.save(self.run.step, {"results": self.results, "current": self.current})
+            self.run.keep(self.run.step, self._state)
         if rewirer is not None:
             rewirer.close()
+
+    def _state(self) -> dict[str, Any]:
+        return {"results": self.results, "current": self.current}
 
     def _rewirer(self, model: nn.Module, optimizer: torch.optim.Optimizer, row: Row) -> Rewirer | None:
         if self.network.wiring not in _REWIRED or row.density == 1:
@@ -141,28 +147,20 @@ class Training:
         self.run.time(step, **row._asdict(), epoch=epoch)
 
     def _epoch(
-        self,
-        epoch: int,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        rewirer: Rewirer | None,
-        rates: list[float],
-        bar: Any,
+        self, epoch: int, descent: Descent, rewirer: Rewirer | None, rates: list[float], bar: Any
     ) -> dict[str, float]:
         """Mean loss and accuracy over an epoch, in training mode."""
-        model.train()
+        model = descent.model.train()
         step = (epoch - 1) * self.source.steps(self.plan.batch)
         loss_sum = right = torch.zeros((), device=self.run.device)
         seen = 0
         for x, y in self.source.train(self.plan.batch):
             factor = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            for group, rate in zip(descent.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             output = model(x)
             loss = cross_entropy(output, y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descent.step(loss, step)
             if rewirer is not None:
                 rewirer.step()
             loss_sum = loss_sum + loss.detach() * len(y)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from ash import LayerGraph, gate_penalty
 from ash.optim import parameter_groups
 from experiments.adaptive_training import shifted
+from experiments.descent import Descent
 from experiments.gate_nets import connection_gates
 from experiments.images import Images
 from experiments.runs import Run, restore, training_state
@@ -99,10 +100,10 @@ class Session:
         history: list[dict[str, Any]],
         epochs: int,
     ) -> None:
-        each = self.steps
+        each, descent = self.steps, Descent(net, optimizer)
         bar = self.run.progress(epochs * each, name, start=(len(history) - 1) * each)
         for epoch in range(len(history), epochs + 1):
-            figures = self._epoch(net, optimizer, rates, (epoch - 1) * each, epochs * each, bar)
+            figures = self._epoch(descent, rates, (epoch - 1) * each, epochs * each, bar)
             if epoch == epochs or epoch % JUDGE_EVERY == 0:
                 figures["test_accuracy"] = self.accuracy(net)
             history.append({"epoch": epoch, **figures, "gates": _gates(net)})
@@ -113,22 +114,18 @@ class Session:
                 self._save()
         bar.close()
 
-    def _epoch(
-        self, net: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float], step: int, total: int, bar: Any
-    ) -> dict[str, Any]:
+    def _epoch(self, descent: Descent, rates: list[float], step: int, total: int, bar: Any) -> dict[str, Any]:
         x, y, recipe = self.images.train_x, self.images.train_y, self.recipe
-        net.train()
+        net = descent.model.train()
         sparse = recipe.sparsity > 0 and bool(_gates(net))
         loss_sum, right = torch.zeros((), device=y.device), torch.zeros((), dtype=torch.int64, device=y.device)
         for number, batch in enumerate(torch.randperm(len(y), device=y.device).split(recipe.batch)):
             factor = 0.5 * (1 + math.cos(math.pi * (step + number) / total)) if recipe.cosine else 1.0
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            for group, rate in zip(descent.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             output = self._output(net, shifted(x[batch], recipe.shift, recipe.mirror))
             loss = cross_entropy(output, y[batch])
-            optimizer.zero_grad()
-            (loss + recipe.sparsity * gate_penalty(net) if sparse else loss).backward()
-            optimizer.step()
+            descent.step(loss + recipe.sparsity * gate_penalty(net) if sparse else loss, step + number)
             loss_sum += loss.detach() * len(batch)
             right += (output.argmax(1) == y[batch]).sum()
             self.step += 1
@@ -155,7 +152,7 @@ class Session:
         return right / len(self.images.test_y)
 
     def _save(self) -> None:
-        self.run.save(self.step, {"done": self.done, "partial": self.partial})
+        self.run.keep(self.step, lambda: {"done": self.done, "partial": self.partial})
 
 
 def _gates(net: nn.Module) -> list[float]:

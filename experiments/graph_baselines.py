@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ash import Anneal, GaussianWiring, Sampling, SparseBatch, SparseLayer, Template, edge_scores, parameter_groups
 from ash import sparse_loss as loss_of
+from experiments.descent import Descent
 from experiments.graph_transform_data import Data
 from experiments.runs import Run
 
@@ -97,12 +98,11 @@ def _train(
     bar = run.progress(own.baseline_steps, name)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, own.baseline_steps)
     call: Callable[[SparseBatch], Any] = layer
-    for _ in range(own.baseline_steps):
+    descent = Descent(layer, optimizer)
+    for step in range(own.baseline_steps):
         x, y = data.train.batch(torch.randint(len(data.train.x), (own.batch,)).tolist())
         loss: Tensor = loss_of(call(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descent.step(loss, step)
         schedule.step()
         bar.update(1)
     layer.eval()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ash.checks import require
 from experiments.checkpoint import Checkpoint
+from experiments.descent import Descent
 from experiments.evaluation import read_run
 from experiments.runs import Run, restore, training_state
 
@@ -36,6 +37,7 @@ class Learner:
         self.model, self.steps, self.rate = model, steps, rate
         self.every = max(1, steps // (4 if quick else 20))
         self.optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.99))
+        self.descent = Descent(model, self.optimizer, CLIP)
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
 
@@ -57,18 +59,14 @@ class Learner:
                 self.curve.append({"step": step + 1, "loss": value, **figures()})
                 run.log(**self.curve[-1])
                 run.time(step + 1)
-            if (step + 1) % (self.saved_every * self.every) == 0 or last:
-                run.save(step + 1, self.state())
+            run.keep(step + 1, self.state, due=(step + 1) % (self.saved_every * self.every) == 0 or last)
 
     def step(self, step: int, loss: Tensor) -> float:
         """One step of the optimizer, with the gradient's norm cut at 1."""
         rate = 0.5 * self.rate * (1 + math.cos(math.pi * step / self.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / WARM_UP)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self.optimizer.step()
+        self.descent.step(loss, step)
         return float(loss.detach())
 
     def state(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ash import Anneal, GaussianWiring, Sampling, SparseBatch, SparseLayer, parameter_groups
+from experiments.descent import Descent
 
 LR, MEAN_LR = {"dense": 1e-4, "gaussian": 3e-3}, 0.1
 """Of values (larger ones overshoot: an input has some 500 entries, and ranks are about 0.01), and of means."""
@@ -72,11 +73,9 @@ def train(
     """Train the layer of that name with Adam and one cosine; `tick` is called after every step."""
     optimizer = torch.optim.Adam(parameter_groups(model, LR[name], mean_lr=MEAN_LR))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        value = loss(model)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+    descent = Descent(model, optimizer)
+    for step in range(steps):
+        descent.step(loss(model), step)
         schedule.step()
         tick()
     model.eval()

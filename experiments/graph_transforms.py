@@ -75,6 +75,7 @@ import torch
 
 from ash import EdgeLayer, SparseBatch, edge_scores, sparse_loss
 from ash.checks import positive, require
+from experiments.descent import Descent
 from experiments.graph_data import Family
 from experiments.graph_learning import read_task
 from experiments.graph_transform_data import Data, Pairs, prepare
@@ -158,6 +159,7 @@ class Learner:
         self.data: Data = prepare(options, device)
         self.layer: EdgeLayer = make_layer(options).to(device)
         self.optimizer = torch.optim.Adam(self.layer.parameters(), lr=self.own.lr, betas=(0.9, 0.99))
+        self.descent = Descent(self.layer, self.optimizer)
         self.curve: list[dict[str, float]] = []
         self.seen: list[dict[str, torch.Tensor]] = []
         self.before = 0.0
@@ -171,8 +173,8 @@ class Learner:
             if (step > start or not start) and (step % every == 0 or step == self.steps):
                 self._record(run, step)
             self.before = already + run.seconds
-            if step == self.steps or (step > start and step % (5 * every) == 0):
-                run.save(step, self.state())
+            if step > start:
+                run.keep(step, self.state, due=step == self.steps or step % (5 * every) == 0)
             if step < self.steps:
                 self.train_step(step)
                 bar.update(1)
@@ -184,10 +186,11 @@ class Learner:
         x, y = self.data.train.batch(torch.randint(len(self.data.train.x), (self.own.batch,)).tolist())
         prediction = self.layer(x)
         loss = sparse_loss(prediction, y)
+        self.descent.check(loss, step)
         self.optimizer.zero_grad()
         loss.backward()
         self.layer.guide(x, prediction, y)
-        self.optimizer.step()
+        self.descent.move()
         return float(loss.detach())
 
     @torch.no_grad()

@@ -75,6 +75,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -238,7 +239,7 @@ def _train_all(options: Any, code: GraphCode, parts: Parts, run: Run) -> dict[st
         state["figures"][name] = _row(judge(trial.net, parts, own.components, own.samples)[0]) if place else {}
         state["model"] = state["model"] or dict(trial.net.state_dict())
         state["trial"] = None
-        run.save((place + 1) * options.steps, state)
+        run.keep((place + 1) * options.steps, partial(dict, state))
     net = _trial(options, options.vae, code, parts).net
     restore_net(net, state["model"])
     return {"net": net, "figures": {name: row for name, row in state["figures"].items() if name != OWN},
@@ -256,13 +257,13 @@ def _train(trial: Trial, name: str, before: int, state: dict[str, Any], run: Run
     while trial.step < steps:
         costs = trial.train_step()
         bar.update(1)
-        if trial.step % every == 0 or trial.step == steps:
+        due = trial.step % every == 0
+        if due or trial.step == steps:
             figures = {"step": trial.step, **costs, **progress(trial)}
             state["curves"].setdefault(name, []).append(figures)
             run.log(before + trial.step, network=name, **costs, validation_f1=figures["validation_f1"])
             run.time(before + trial.step)
-            if trial.step < steps:
-                run.save(before + trial.step, {**state, "trial": trial.state()})
+        run.keep(before + trial.step, lambda: {**state, "trial": trial.state()}, due=due and trial.step < steps)
 
 
 def _row(figures: dict[str, Any]) -> dict[str, Any]:

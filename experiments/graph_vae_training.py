@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ash import parameter_groups, reconstruction_loss
 from ash.count import count
+from experiments.descent import Descent
 from experiments.graph_vae_code import GraphCode
 from experiments.graph_vae_data import Graphs, Parts, classes
 from experiments.graph_vae_density import Mixture, fit
@@ -73,6 +74,7 @@ class Trial:
         self.terms = shape.reconstruct and shape.wiring != "dense"
         groups = parameter_groups(self.net, recipe.lr, mean_lr=recipe.mean_lr)
         self.optimizer = torch.optim.Adam(groups)
+        self.descent = Descent(self.net, self.optimizer)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.vectors = code.vectors(parts.train)
 
@@ -87,9 +89,7 @@ class Trial:
         loss = (self.recipe.weight(self.step) * rates - likelihood).sum() / graphs.nodes.sum()
         if self.terms:
             loss = loss + self.recipe.reconstruction * reconstruction_loss(self.net)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.descent.step(loss, self.step)
         self.step += 1
         return {"rate": float(rates.detach().mean()), "distortion": -float(likelihood.detach().mean())}
 

@@ -30,6 +30,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -41,6 +42,7 @@ from ash import GaussianWiring, Rewirer, parameter_groups
 from ash.checks import positive, require
 from ash.plot import heat_map
 from experiments.data import Images, digits, standardise
+from experiments.descent import Descent
 from experiments.evaluation import kept_apart, read_run
 from experiments.hosts_nets import DENSITIES, HOSTS, Net, wirings
 from experiments.runs import Run, RunOptions
@@ -126,7 +128,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
         state["nets"].append(net.state_dict())
         done.append(figures | {"host": host, "wiring": wiring, "seconds": time.perf_counter() - begun})
         run.log(len(done), host=host, wiring=wiring, seed=options.seed + seed, accuracy=figures["accuracy"])
-        run.save(len(done), state)
+        run.keep(len(done), partial(dict, state))
         bar.update(1)
     cells = table_of(done, options)
     run.path("hosts.md").write_text(markdown(cells, options), encoding="utf-8")
@@ -143,12 +145,11 @@ def train(options: Options, images: Images, host: str, wiring: str, seed: int) -
     optimizer = torch.optim.Adam(parameter_groups(net, options.lr, mean_lr=options.mean_lr, scale_lr=options.mean_lr))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
     rewire = _rewiring(options, net, optimizer, seed)
+    descent = Descent(net, optimizer)
     for step, (x, y) in enumerate(_batches(images, options)):
         if step == options.settled_at:
             freeze(net)
-        optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
-        optimizer.step()
+        descent.step(cross_entropy(net(x), y), step)
         schedule.step()
         rewire()
     entries, admissible = net.wiring.stored_entries(), net.wiring.admissible.count()

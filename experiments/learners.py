@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ash import Anneal, Context, Factors, GaussianWiring, Rescue, Sampling, SparseLayer, SparseWeight, clear_state, plot
 from ash.contract import contract
 from ash.pattern import ravel, unravel
+from experiments.descent import Descent
 from experiments.identity_options import Options
 from experiments.runs import restore, training_state
 
@@ -98,13 +99,12 @@ class Tuples(Learner):
         if self.learned_values:
             groups.append({"params": [self.wiring.values], "lr": options.value_lr})
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+        self.descent = Descent(self.module, self.optimizer)
         self.rescue, self.every = Rescue(), options.rescue_every or 0
 
     def train_step(self, x: Tensor, y: Tensor, step: int) -> None:
         loss = (self.layer(x) - y).square().sum(-1).mean()
-        self.optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        loss.backward()
-        self.optimizer.step()  # type: ignore[union-attr]
+        self.descent.step(loss, step)
         if self.every and step % self.every == self.every - 1:
             self._rescue(x, y)
 

@@ -70,7 +70,8 @@ from experiments.adaptive_options import ADAPTIVE, AdaptiveOptions, check_adapti
 from experiments.adaptive_training import classify
 from experiments.classify import Plan, Training, gaussian_wirings
 from experiments.data import Images, cifar10, digits, download_mnist, mnist, standardise, train_validation
-from experiments.runs import Run, RunOptions
+from experiments.loop import LoopOptions
+from experiments.runs import Run
 
 VALIDATION, WIDTH, QUICK = 0.1, 300, 1000
 MNIST: dict[str, Any] = {"density": 0.05, "epochs": 30, "batch": 256}
@@ -79,7 +80,7 @@ PARTS = ("train_x", "train_y", "validation_x", "validation_y", "test_x", "test_y
 
 
 @dataclass
-class Options(AdaptiveOptions, RunOptions):
+class Options(AdaptiveOptions, LoopOptions):
     """Options; where none is given, None stands for the data set's or the model's own."""
 
     model: Literal["ash", "static", "frozen", "dense", "conv", "hyper", "fixed", "trunk", "convnet"] = "ash"
@@ -133,7 +134,7 @@ class Options(AdaptiveOptions, RunOptions):
     dimensions: Literal[1, 2] = 2
     """Whether a pixel is an index or a row and a column."""
 
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"epochs"}
+    may_change: ClassVar[frozenset[str]] = LoopOptions.may_change - {"epochs"}
     """One cosine spans the run, so that another number of epochs is another run."""
 
     def resolved(self) -> Options:

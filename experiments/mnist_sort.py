@@ -47,7 +47,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ from ash.checks import positive
 from ash.plot import curves, image_grid
 from experiments.data import Images, download_mnist, mnist, train_validation
 from experiments.data import digits as small_digits
+from experiments.descent import Descent
 from experiments.digit_lists import Digits, KeyNetwork, Parts, Score, parts, score, target_places
 from experiments.orderings import DiffsortOrdering, HyperOrdering, Ordering, QuicksortOrdering, check_size
 from experiments.runs import Run, RunOptions, restore, training_state
@@ -217,6 +218,7 @@ class Training:
         groups = [{"params": list(each.parameters()), "lr": self.rates[name]} for name, each in contenders.items()]
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.models = nn.ModuleDict(contenders)
+        self.descent = Descent(self.models, self.optimizer)
         self.history: list[dict[str, float]] = []
 
     def __call__(self) -> None:
@@ -233,7 +235,10 @@ class Training:
                 self.run.time(step)
             if judged:
                 self._judge(step)
-                self.run.save(step, training_state(self.models, self.optimizer) | {"history": self.history})
+            self.run.keep(step, self._state, due=judged)
+
+    def _state(self) -> dict[str, Any]:
+        return training_state(self.models, self.optimizer) | {"history": self.history}
 
     def _go_on(self) -> int:
         saved = self.run.load()
@@ -259,9 +264,10 @@ class Training:
             contender.ordering.at_step(step)
             keys = contender.keys(drawn.pictures, n)
             loss = contender.ordering.loss(keys, target_places(drawn.values, contender.ordering.ranks(keys)))
+            self.descent.check(loss, step)
             loss.backward()
             losses[name] = loss.detach()
-        self.optimizer.step()
+        self.descent.move()
         return losses
 
     def _judge(self, step: int) -> None:

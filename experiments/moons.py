@@ -42,6 +42,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
             bar.update(1)
         rows.append(row(wiring, defects, results) | {"seconds": round(run.seconds - begun, 2)})
         nets.append(_saved(results))
-        run.save(run.step, {"rows": rows, "nets": nets})
+        run.keep(run.step, partial(dict, rows=rows, nets=nets))
     run.path("moons.md").write_text(table(rows), encoding="utf-8")
     draw(options, rows, nets, run)
     named = {name: rows[0][name] for name in ("reached_99", "mean_accuracy", "stripped")}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.descent import Descent
 from experiments.image_source import Source
 from experiments.node_wirings import Driver, edges_now
 from experiments.runs import Run, restore, training_state
@@ -78,6 +79,7 @@ class GraphTraining:
     ):
         self.model, self.optimizer, self.driver, self.source, self.run = model, optimizer, driver, source, run
         self.epochs, self.batch, self.factor = epochs, batch, SCHEDULES[schedule]
+        self.descent = Descent(model, optimizer)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.history: list[dict[str, float]] = []
         self.record, self.frames = Record(), frozenset(frame_steps(driver.total))
@@ -98,7 +100,8 @@ class GraphTraining:
             self.history.append({"epoch": epoch, "step": self.driver.step, **figures})
             self.run.log(self.driver.step, epoch=epoch, **figures)
             self.run.time(self.driver.step, epoch=epoch)
-            self.run.save(self.driver.step, self._state())
+            self.descent.check_parameters(self.driver.step)
+            self.run.keep(self.driver.step, self._state)
 
     def _look(self) -> None:
         """Keep a frame of the wiring, if it is time."""
@@ -114,9 +117,7 @@ class GraphTraining:
                 group["lr"] = rate * self.driver.rate(self.factor)
             output = self.model(x)
             loss = cross_entropy(output, y)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            self.descent.step(loss, self.driver.step)
             self.driver.after(self.optimizer)
             self._look()
             loss_sum, right = loss_sum + loss.detach() * len(y), right + (output.argmax(1) == y).sum()

@@ -78,8 +78,8 @@ class Trial:
                 self._record(run, step, done)
             if done:
                 break
-            if step > start and step % SAVE_EVERY == 0:
-                run.save(step, self.state())
+            if step > start:
+                run.keep(step, self.state, due=step % SAVE_EVERY == 0)
             x = torch.randn(self.batch, self.target.shape[1], device=self.target.device)
             self.learner.train_step(x, self._truth(x), step)
             bar.update(1)

@@ -33,6 +33,7 @@ from ash.plot.page_tracks import Track
 from experiments import board, checkpoint, files, folder, lock, machine, pages, reproducible, sources
 from experiments.folder import BOARD, CHECKPOINT, CONFIG, METRICS, PICTURES, SUMMARY, TIMING
 from experiments.options import RunOptions, check_same_run, fixed, resolve
+from experiments.processes import rank
 from experiments.records import read_lines
 from experiments.state import restore, training_state
 from experiments.stopping import Stopped, Stopping
@@ -154,7 +155,8 @@ class Run:
     def progress(self, total: int, desc: str, start: int = 0) -> Any:
         """A tqdm bar on stderr; `update(n)` moves it. Not on a terminal it writes every two seconds."""
         interval = 0.1 if sys.stderr.isatty() else 2.0
-        bar = tqdm(total=total, desc=desc, initial=start, mininterval=interval, miniters=1, file=sys.stderr)
+        options = {"mininterval": interval, "miniters": 1, "file": sys.stderr, "disable": rank() > 0}
+        bar = tqdm(total=total, desc=desc, initial=start, **options)
         self._bars = [old for old in self._bars if not old.disable] + [bar]
         return bar
 

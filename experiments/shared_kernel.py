@@ -29,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -40,6 +41,7 @@ from ash import Anneal, Codebook, Context, Factors, GaussianWiring, Sampling, Sp
 from ash.checks import positive, require
 from ash.plot import curves, image_grid
 from experiments.code_rescue import CodeRescue
+from experiments.descent import Descent
 from experiments.runs import Run, RunOptions, restore, training_state
 
 __all__ = ["Options", "run"]
@@ -122,6 +124,7 @@ class Learner:
         self.learned = _learned(self.wiring)
         groups: list[dict[str, Any]] = [{"params": [p], "lr": r} for p, r in zip(self.learned, rates, strict=True)]
         self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+        self.descent = Descent(self.layer, self.optimizer)
         self.rates, self.rescue = rates, CodeRescue(scale=0.5)
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
@@ -137,9 +140,7 @@ class Learner:
         self._set_rates(step, moving)
         x, y = self.batch(self.options.batch)
         errors = (self.layer(x) - y).square()
-        self.optimizer.zero_grad()
-        errors.sum((1, 2)).mean().backward()
-        self.optimizer.step()
+        self.descent.step(errors.sum((1, 2)).mean(), step)
         if every and moving <= step + 1 <= 0.75 * steps and (step + 1) % every == 0:
             self._rescue(x, y)
         return float(errors.detach().mean())
@@ -269,8 +270,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
             history.append({"step": step + 1, **figures, **{f"scalar {i}": s for i, s in enumerate(scalars)}})
             run.log(step + 1, **figures)
             run.time(step + 1)
-        if (step + 1) % 200 == 0 or step + 1 == options.steps:
-            run.save(step + 1, _state(learner, history))
+        run.keep(step + 1, partial(_state, learner, history), (step + 1) % 200 == 0 or step + 1 == options.steps)
     draw(learner, history, run)
     counts = {name: learner.rescue.counts.get(name, 0) for name in ("moved", "merged", "parted", "recoded", "split")}
     sizes = {"size": options.size, "entries": int((learner.matrix != 0).sum()), "tuples": learner.wiring.k}

@@ -18,6 +18,7 @@ from ash.sampling import Sampling
 from ash.schedules import Anneal
 from ash.template import Template
 from ash.wirings.hyper import HyperWiring
+from experiments.descent import Descent
 from experiments.frames import packed, take_up
 from experiments.runs import Run, restore, training_state
 from experiments.sort_options import Options
@@ -149,6 +150,7 @@ class Sorter:
         assert isinstance(self.layer.wiring, HyperWiring)
         self.wiring: HyperWiring = self.layer.wiring
         self.optimizer = make_optimizer(self.layer, options)
+        self.descent = Descent(self.layer, self.optimizer)
         self.validation = torch.rand(JUDGED, options.size, device=device)
         self.shown = torch.rand(SHOWN, options.size, device=device)
         self.histories = [plot.History(60, keep=options.frames) for _ in range(SHOWN)]
@@ -167,8 +169,8 @@ class Sorter:
             self.before = before + time.perf_counter() - began
             if step == self.steps:
                 break
-            if step > start and step % (10 * every) == 0:
-                run.save(step, self.state())
+            if step > start:
+                run.keep(step, self.state, due=step % (10 * every) == 0)
             self.train_step(step)
             bar.update(1)
 
@@ -179,9 +181,7 @@ class Sorter:
             group["lr"] = group["rate"] * rate * min(1.0, (step + 1) / WARM_UP)
         x = torch.rand(self.batch, self.options.size, device=self.device)
         loss = sorting_loss(self.layer, x, self.options)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.descent.step(loss, step)
 
     @torch.no_grad()
     def _record(self, run: Run, step: int, every: int) -> None:

@@ -57,6 +57,7 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -250,7 +251,8 @@ def train_group(
         if last:
             finish(cells, trial, seconds / len(cells), state)
         run.time(start + trial.step, wiring=cells[0].wiring, epoch=trial.epoch)
-        run.save(start + trial.step, state)
+        trial.descent.check_parameters(trial.step)
+        run.keep(start + trial.step, partial(dict, state))
 
 
 def trial_of(cells: list[Cell], options: Options, images: Images) -> Trial:

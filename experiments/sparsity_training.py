@@ -19,6 +19,7 @@ from ash.explored import Explored
 from ash.pattern import ravel
 from ash.wirings.dynamic import DynamicWiring
 from experiments.classify import accuracy
+from experiments.descent import Descent
 from experiments.images import Images
 from experiments.runs import restore, training_state
 from experiments.side_by_side import SideBySide
@@ -96,6 +97,7 @@ class Trial:
         self.nets, self.recipe, self.images, self.epochs = list(nets), recipe, images, epochs
         self.model = SideBySide(nets)
         self.optimizer = optimizer_for(self.model, recipe)
+        self.descent = Descent(self.model, self.optimizer)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         device = images.train_x.device
         self.splits = [Split.draw(len(images.train_y), seed, device) for seed in seeds]
@@ -139,9 +141,7 @@ class Trial:
         if self.step == round(FREEZE * self.steps):
             self._freeze()
         losses = cross_entropy(self.model(x).flatten(0, 1), y, reduction="none").unflatten(0, x.shape[:2]).mean(0)
-        self.optimizer.zero_grad()
-        losses.sum().backward()
-        self.optimizer.step()
+        self.descent.step(losses.sum(), self.step)
         self.step += 1
         for rewirer in self.rewirers:
             rewirer.step()

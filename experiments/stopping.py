@@ -47,13 +47,22 @@ class Stopping:
 
     def __init__(self, limit: float | None = None):
         self.met = False
+        self.agreed: int | None = None
         self._end = math.inf if limit is None else time.monotonic() + limit
         self._told, self._process = 0, os.getpid()
         self._before: dict[int, Any] = {}
 
     @property
     def status(self) -> int:
-        """The exit status with which the run has to stop; 0 as long as it may go on."""
+        """The exit status with which the run has to stop; 0 as long as it may go on.
+
+        Where several processes train together it is what they have `agreed` on.
+        """
+        return self.own if self.agreed is None else self.agreed
+
+    @property
+    def own(self) -> int:
+        """What this process would answer by itself."""
         if self._told:
             return 128 + self._told
         return TIME_IS_OVER if time.monotonic() >= self._end else 0

@@ -18,6 +18,7 @@ from experiments.characters import Options, recipe_of, table
 from experiments.characters_net import CharacterTransformer, bits, continued, held_out_bits
 from experiments.characters_text import ALPHABET, Writer, read, write
 from experiments.characters_training import Recipe, Trial, build, narrow_width
+from experiments.runs import Run
 
 SMALL = dataclasses.replace(recipe_of(vars(Options(quick=True).resolved()), "rigl"), steps=12)
 
@@ -112,18 +113,20 @@ def test_sparse_and_narrow_nets_store_what_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("wiring", ["rigl", "top_k", "dense"])
-def test_going_on_from_a_checkpoint_changes_nothing(wiring: str) -> None:
+def test_going_on_from_a_checkpoint_changes_nothing(wiring: str, tmp_path: Path) -> None:
     recipe, text, found = dataclasses.replace(SMALL, wiring=wiring), write(2_000, 0).ids, []
+    run = Run("characters", Options(out=tmp_path))
     for stop in (False, True):
         torch.manual_seed(0)
-        trial = Trial(build(recipe), recipe, text, seed=4)
+        trial = Trial(build(recipe), recipe, text, 4, run)
         losses = [trial.train_step() for _ in range(6)]
         if stop:
             state = trial.state()
             torch.manual_seed(1)
-            trial = Trial(build(recipe), recipe, text, seed=5)
+            trial = Trial(build(recipe), recipe, text, 5, run)
             trial.resume(state)
         found.append(losses + [trial.train_step() for _ in range(6)])
+    run.close()
     assert found[0] == found[1]
     assert len(set(found[0])) == 12
 

@@ -299,8 +299,8 @@ def test_a_run_that_was_killed_goes_on(
     assert start(tmp_path / "whole", *arguments, "--freeze", 0.6) == 0
     save = Run.save
 
-    def save_and_stop(run: Run, step: int, state: Any) -> None:
-        save(run, step, state)
+    def save_and_stop(run: Run, step: int, state: Any, *score: Any) -> None:
+        save(run, step, state, *score)
         if len(state["history"]) == stop:
             raise KeyboardInterrupt
 

@@ -162,8 +162,8 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert start(tmp_path / "whole", *arguments) == 0
     save = Run.save
 
-    def save_and_stop(run: Run, step: int, state: Any) -> None:
-        save(run, step, state)
+    def save_and_stop(run: Run, step: int, state: Any, *score: Any) -> None:
+        save(run, step, state, *score)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
