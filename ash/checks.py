@@ -78,6 +78,13 @@ def shape(name: str, value: object, *, empty: bool = False) -> tuple[int, ...]:
     return sizes
 
 
+def check_positions(positions: Tensor, expected: tuple[int, ...], letters: str) -> None:
+    """Raise `UserError` unless initial means are finite and of the expected shape, `letters` in words."""
+    given = tuple(positions.shape)
+    require(given == expected, f"positions {given}; expected {letters} = {expected}.")
+    require(bool(torch.isfinite(positions).all()), "positions that are NaN or infinite; expected finite numbers.")
+
+
 def check_finite(x: Tensor, module: nn.Module) -> None:
     """Raise `UserError` if x holds NaN or infinite numbers, naming the module.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ash.backends import choose_backend, get_backend
 from ash.backends.instances import instance_matmul
-from ash.checks import require
+from ash.checks import UserError, require
 from ash.drawn import DrawnWeight
 from ash.join import contract_batch
 from ash.sparse_batch import SparseBatch
@@ -51,6 +51,8 @@ def contract(
         f"an input of shape {tuple(x.shape)}; expected (b, {', '.join(map(str, weight.in_shape))}, …): "
         "a batch dimension, then the weight's input dimensions, then any extra ones.",
     )
+    if not x.is_floating_point():
+        raise UserError(f"an input of {x.dtype}; expected floating-point numbers; call x.float().")
     b, extra = x.shape[0], tuple(x.shape[r + 1 :])
     flat = x.reshape(b, weight.matrix_shape[1], math.prod(extra))
     y = _per_instance(weight, flat, backend) if weight.per_instance else _shared(weight, flat, backend)

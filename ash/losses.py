@@ -113,7 +113,7 @@ def scale_penalty(tuples: IndexTuples, *, least: float | None = None, most: floa
         total = total + (_log(least, logs) - logs).relu().square()
     if most is not None:
         total = total + (logs - _log(most, logs)).relu().square()
-    return total.mean()
+    return total.sum() / max(1, total.numel())
 
 
 def gate_penalty(model: nn.Module) -> Float[Tensor, ""]:

@@ -262,12 +262,12 @@ class HalfPermutations:
         source = torch.arange(n, device=first.values.device).expand(b, n).unsqueeze(-1)
         where, values = source, torch.ones_like(source, dtype=first.values.dtype)
         for split in self.splits:
-            outputs, shares = (each.reshape(b, n, -1) for each in (split.indices[..., 0], split.values))
-            flat = where.reshape(b, -1, 1).expand(-1, -1, outputs.shape[-1])
-            values = (values.reshape(b, -1, 1) * shares.gather(1, flat)).reshape(b, n, -1)
-            where = outputs.gather(1, flat).reshape(b, n, -1)
+            outputs, shares = (each.unflatten(1, (n, -1)) for each in (split.indices[..., 0], split.values))
+            flat = where.flatten(1).unsqueeze(-1).expand(-1, -1, outputs.shape[-1])
+            values = (values.flatten(1).unsqueeze(-1) * shares.gather(1, flat)).flatten(1).unflatten(1, (n, -1))
+            where = outputs.gather(1, flat).flatten(1).unflatten(1, (n, -1))
         indices = torch.stack([where, source.expand_as(where)], -1)
-        return SparseWeight(indices.reshape(b, -1, 2), values.reshape(b, -1), first.out_shape, first.in_shape)
+        return SparseWeight(indices.flatten(1, 2), values.flatten(1), first.out_shape, first.in_shape)
 
 
 class Quicksort(nn.Module):
@@ -313,7 +313,7 @@ class Quicksort(nn.Module):
         source = generator_from(new_seed(keys.device, generator), keys.device) if self.training else None
         splits = []
         for level in range(self.depth):
-            buckets = keys.reshape(len(keys), 2**level, -1)
+            buckets = keys.unflatten(1, (2**level, -1))
             lower = self._lower(buckets)
             hard = _partition(lower)
             splits.append(self._split(buckets, lower, hard, source))
@@ -339,7 +339,7 @@ class Quicksort(nn.Module):
         ordered = torch.zeros_like(keys).scatter(1, target, keys)
         total = torch.zeros_like(keys)
         for level in range(self.depth):
-            buckets = ordered.reshape(len(keys), 2**level, -1)
+            buckets = ordered.unflatten(1, (2**level, -1))
             total = total + self._log_upper(buckets, _sides(buckets)).reshape(keys.shape)
         return total.gather(1, target)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ash.checks import TORCH_SPARSE_HINT, choose, optional, require
+from ash.checks import TORCH_SPARSE_HINT, UserError, choose, optional, require
 from ash.edge_index import EdgeIndex
 from ash.pattern import pointers, ravel
 
@@ -52,6 +52,11 @@ class SparseBatch:
             f"instance {tuple(self.instance.shape)}, indices {tuple(self.indices.shape)}, values "
             f"{tuple(self.values.shape)} and sizes {tuple(self.sizes.shape)}; expected (n,), (n, r), (n, …), (b, r).",
         )
+        whole = {part.dtype for part in (self.instance, self.indices, self.sizes)} == {torch.int64}
+        if not (whole and self.values.is_floating_point()):
+            kinds = (self.instance.dtype, self.indices.dtype, self.sizes.dtype, self.values.dtype)
+            raise UserError(f"instance, indices, sizes and values of {', '.join(map(str, kinds))}; expected "
+                            "torch.int64, and floating-point values.")  # fmt: skip
 
     def __len__(self) -> int:
         """b, the number of tensors."""

@@ -127,6 +127,8 @@ class Admissible(ABC):
         """`count` different admissible entries, uniform, in C order. Raises `UserError` where there are fewer."""
         total = self.count()
         require(count <= total, f"{count} different entries of {total} admissible ones; ask for at most {total}.")
+        if not count:
+            return torch.zeros(0, len(self.shape), dtype=torch.int64)
         if 4 * count > total and math.prod(self.shape) <= 2**26:
             ids = self._enumerate()
         else:
@@ -197,6 +199,8 @@ class Boxes(Admissible):
         return _pin(result, positions, fixed)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        if not count:
+            return torch.zeros(0, len(self.shape), dtype=torch.int64)
         box = torch.multinomial(self.volumes, count, replacement=True, generator=generator)
         low, side = self.lows, self.highs - self.lows + 1
         low, side = (low, side) if len(low) == 1 else (low[box], side[box])

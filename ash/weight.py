@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ash.checks import TORCH_SPARSE_HINT, optional, require, shape
+from ash.checks import TORCH_SPARSE_HINT, UserError, optional, require, shape
 from ash.memory import need
 from ash.pattern import CSRPattern, ravel, unravel
 
@@ -61,6 +61,9 @@ class SparseWeight:
             f"indices {tuple(self.indices.shape)} and values {tuple(self.values.shape)} for a weight tensor of rank "
             f"{r}; expected (n, {r}) and (n,), or (b, n, {r}) and (b, n).",
         )
+        if self.indices.dtype != torch.int64 or not self.values.is_floating_point():
+            kinds = f"indices of {self.indices.dtype} and values of {self.values.dtype}"
+            raise UserError(f"{kinds}; expected torch.int64, and floating-point numbers.")
         if self.candidate is not None:
             fits = self.candidate.shape == self.shape and not self.per_instance
             kind = "weight per instance" if self.per_instance else "weight"

@@ -1,16 +1,22 @@
-"""What holds for every test: shapes are checked at run time, one thread, seeded generators."""
+"""What holds for every test: shapes are checked at run time, one thread, seeded generators.
+
+The fuzz tests run apart, `make fuzz`, and without the checks of shapes: they have to see what users see.
+"""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
-# Before anything imports ash: from here on beartype checks every annotated shape and type in it.
-# An int passes where a float is asked for, as for a type checker.
-install_import_hook("ash", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+FUZZ = "ASH_FUZZ" in os.environ
+collect_ignore = [] if FUZZ else ["fuzz"]
+if not FUZZ:
+    # Before anything imports ash: from here on beartype checks every annotated shape and type in it.
+    # An int passes where a float is asked for, as for a type checker.
+    install_import_hook("ash", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 torch.set_num_threads(1)
 
@@ -54,6 +60,14 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], 
             return run()
 
     return run_until
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No checks of annotated shapes and types, as for users: what is refused, the library refuses itself."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

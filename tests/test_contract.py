@@ -337,6 +337,13 @@ def test_the_input_may_fit_in_no_other_way() -> None:
             contract(weight, torch.randn(shape))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_an_input_of_whole_numbers_is_refused() -> None:
+    """The product would be rounded to whole numbers as well."""
+    with pytest.raises(UserError, match="expected floating-point numbers"):
+        contract(draw((3,), (4,)), torch.ones(2, 4, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("b", [None, 3])
 def test_an_unknown_backend_lists_the_known_ones(b: int | None) -> None:
     with pytest.raises(UserError, match="'tensor'.*'dense'"):

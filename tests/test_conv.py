@@ -352,5 +352,8 @@ def test_bad_inputs(backend: str) -> None:
             layer(torch.zeros(shape))
     with pytest.raises(UserError, match="too small"):
         layer(torch.zeros(1, 4, 2, 8))
+    for mode in ("reflect", "circular"):
+        with pytest.raises(UserError, match="expected a picture larger than its margins"):
+            SparseConv2d(4, 6, 3, padding=5, padding_mode=mode, wiring=static, backend=backend)(torch.zeros(1, 4, 4, 8))
     with pytest.raises(UserError, match=r"1 of 256 input numbers of SparseConv2d\(4, 6.*NaN or infinite"):
         layer(torch.zeros(1, 4, 8, 8).index_put((torch.tensor(0),) * 4, torch.tensor(float("nan"))))

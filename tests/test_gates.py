@@ -315,6 +315,7 @@ def test_counts() -> None:
         ({"gate": "softmax"}, "unknown gate 'softmax'; expected one of 'hard_concrete', 'linear', 'sigmoid'"),
         ({"values": "emitted"}, "unknown value scheme 'emitted'"),
         ({"init": torch.zeros(5)}, r"initial logits of shape \(5,\); expected a number, \(12,\) or \(3, 4\)"),
+        ({"init": math.nan}, "initial logits that are NaN or infinite"),
         ({"init_std": -1.0}, "init_std=-1.0"),
         ({"threshold": -0.1}, "threshold=-0.1"),
         ({"k": 13}, "13 different entries of 12"),

@@ -538,6 +538,7 @@ def test_the_template_says_how_many() -> None:
         ({"subset": 0.0}, "subset=0.0"),
         ({"subset": 1.5}, "subset=1.5"),
         ({"positions": torch.zeros(3, 1)}, "expected \\(k, q\\) = \\(3, 2\\)"),
+        ({"positions": torch.tensor([[0.0, 0.0], [0.0, torch.inf], [0.0, 0.0]])}, "positions that are NaN or infinite"),
         ({"template": Template(2, (0,), torch.zeros(2, 1).long())}, "k=3 with a template for 2 tuples"),
         ({"template": Template(2, (0,), torch.tensor([[0], [1], [4]]))}, "expected 0 to 3"),
         ({"template": Template(3, (0,), torch.zeros(3, 1).long())}, "expected the same rank"),

@@ -160,6 +160,10 @@ def test_penalty_widens_what_is_narrow_and_narrows_what_is_wide():
     assert (narrow < 0).all() and (wide > 0).all()
 
 
+def test_no_tuples_have_no_penalty():
+    assert scale_penalty(tuples(torch.ones(0, 1)), most=1.0) == 0
+
+
 def test_penalty_refuses_bounds_that_do_not_fit():
     some = tuples(torch.ones(3, 1))
     for bounds, text in (({}, "without bounds"), ({"least": 0.0}, "least=0.0"), ({"least": 2.0, "most": 1.0}, "above")):

@@ -339,6 +339,13 @@ def test_sizes_that_are_no_power_of_two(n: int) -> None:
         Quicksort(n)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_an_empty_batch_of_keys(train: bool) -> None:
+    sorter, keys = Quicksort(4).train(train), torch.zeros(0, 4)
+    assert sorter.sort(keys).shape == (0, 4) and sorter(keys).product().to_dense().shape == (0, 4, 4)
+    assert sorter.log_shares(keys, keys.long()).shape == (0, 4)
+
+
 def test_keys_that_do_not_fit() -> None:
     sorter = Quicksort(4)
     with pytest.raises(UserError, match=r"keys of shape \(2, 5\); expected \(b, 4\)"):

@@ -52,6 +52,14 @@ def test_bad_entries_are_named(indices, values, words):
         batch.check()
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("indices", "values"), [(torch.int32, torch.float32), (torch.int64, torch.int64)])
+def test_other_types_are_refused(indices, values):
+    instance, sizes = torch.zeros(1, dtype=torch.int64), torch.tensor([[3, 3]])
+    with pytest.raises(UserError, match="expected torch.int64, and floating-point values"):
+        SparseBatch(instance, torch.zeros(1, 2, dtype=indices), torch.ones(1, dtype=values), sizes)
+
+
 def test_duplicates_are_refused_on_request():
     assert two().check().entries == 4
     with pytest.raises(UserError, match="every position once"):

@@ -95,6 +95,12 @@ def test_distinct_entries(admissible: Admissible, share: float) -> None:
         admissible.distinct(admissible.count() + 1, torch.Generator())
 
 
+@each_set
+def test_drawing_nothing(admissible: Admissible) -> None:
+    source = torch.Generator()
+    assert admissible.draw(0, source).shape == admissible.distinct(0, source).shape == (0, len(admissible.shape))
+
+
 def test_distinct_entries_are_uniform() -> None:
     counts = torch.zeros(30)
     for seed in range(400):

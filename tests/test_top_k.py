@@ -399,12 +399,17 @@ def test_a_budget_with_a_schedule() -> None:
         ({"n_of_m": (1, 4)}, r"n_of_m=\(1, 4\) for 6 inputs; expected a multiple of 4"),
         ({"per_output": True, "n_of_m": (1, 2)}, "per_output with a budget or n_of_m"),
         ({"dropout": 1.5}, "dropout=1.5; expected a share from 0 to 1"),
-        ({"budget": TopKBudget(1.5)}, "density=1.5 of a TopKBudget"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TopKWiring(4, 6, **options).stored_entries()
+
+
+@pytest.mark.parametrize("density", [1.5, 0.0, float("nan"), Anneal(1.5, 0.5, 10)])
+def test_budgets_that_cannot_be(density: Any) -> None:
+    with pytest.raises(UserError, match="of a TopKBudget; expected a number above 0 and at most 1"):
+        TopKBudget(density)
 
 
 def test_repr_names_the_options() -> None:

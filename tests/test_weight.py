@@ -148,6 +148,13 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         SparseWeight(torch.zeros(2, 2, 3, 2, dtype=torch.int64), torch.ones(2, 2, 3), (2,), (2,))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_other_types_are_refused() -> None:
+    for indices, values in ((torch.int32, torch.float32), (torch.float64, torch.float32), (torch.int64, torch.int64)):
+        with pytest.raises(UserError, match="expected torch.int64, and floating-point numbers"):
+            SparseWeight(torch.zeros(3, 2, dtype=indices), torch.ones(3, dtype=values), (2,), (2,))
+
+
 def test_what_needs_a_shared_weight_says_so() -> None:
     weight = draw((3,), (4,), b=2)
     for use in (lambda: weight.coalesce(), lambda: weight.pattern, lambda: weight.rows(slice(1))):

@@ -154,8 +154,17 @@ class SparseConv2d(BiasedHost):
                 f"an input of shape {tuple(x.shape)} for {type(self).__name__}({self.extra_repr()}); it is too small: "
                 "expected at least the size of the kernel after padding."
             )
+        if self.padding_mode in ("reflect", "circular"):
+            self._check_margins(x)
         if self.check_input:
             check_finite(x, self)
+
+    def _check_margins(self, x: Tensor) -> None:
+        """Raise `UserError` where a picture is too small to be repeated in its margins."""
+        h, w = (side - (self.padding_mode == "reflect") for side in x.shape[-2:])
+        fits = max(self.pads[:2]) <= w and max(self.pads[2:]) <= h
+        require(fits, f"an input of shape {tuple(x.shape)} with margins {self.pads} in mode {self.padding_mode!r}; "
+                      "expected a picture larger than its margins.")  # fmt: skip
 
     @property
     def _window(self) -> Window:

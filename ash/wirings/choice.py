@@ -99,6 +99,8 @@ class TopKBudget:
     A wiring joins by `TopKWiring(…, budget=budget)`. The choice is made for all members at once, when one of them
     is asked that has been served already, or when a member's candidates, k or choice have changed since. Between
     the first and the last member of a forward pass it stands.
+
+    Raises `UserError` for a density outside (0, 1].
     """
 
     def __init__(self, density: float | Schedule):
@@ -107,6 +109,12 @@ class TopKBudget:
         self._waiting: dict[int, Tensor] = {}
         self._made_of: list[tuple[int, int]] = []
         self._bar: float | None = None
+        self._share(0)
+
+    def _share(self, step: int) -> float:
+        density = at(self.density, step)
+        require(0 < density <= 1, f"density={density} of a TopKBudget; expected a number above 0 and at most 1.")
+        return density
 
     def join(self, wiring: TopKWiring) -> None:
         """From now on `wiring` shares the budget."""
@@ -118,8 +126,7 @@ class TopKBudget:
     @property
     def k(self) -> int:
         """Entries of all members together, at the step of the first one."""
-        density = at(self.density, int(self.members[0].step) if self.members else 0)
-        require(0 < density <= 1, f"density={density} of a TopKBudget; expected a number above 0 and at most 1.")
+        density = self._share(int(self.members[0].step) if self.members else 0)
         return max(1, round(density * sum(each.admissible.count() for each in self.members)))
 
     def chosen(self, wiring: TopKWiring) -> Int64[Tensor, " n"]:

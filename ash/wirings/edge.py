@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
-from ash.checks import check_finite, choose, positive, require
+from ash.checks import check_finite, check_positions, choose, positive, require
 from ash.edge_hypernets import EdgeHypernetwork, EdgeHypernetworkFactory, emit, make_hypernetwork, reset_parts
 from ash.edge_weight import EdgeWeight
 from ash.emission import DirectMeans, Layout
@@ -124,8 +124,7 @@ class EdgeWiring(AdjacencyWiring, CountsSteps):
     def _reset_offset(self, generator: torch.Generator | None, positions: Tensor | None) -> None:
         source = generator_from(new_seed(torch.device("cpu"), generator), torch.device("cpu"))
         where = self._away(source) if positions is None else positions.double()
-        expected = (self.t, self.out_rank)
-        require(tuple(where.shape) == expected, f"positions {tuple(where.shape)}; expected (t, out_rank) = {expected}.")
+        check_positions(where, (self.t, self.out_rank), "(t, out_rank)")
         self.base.copy_(where)
         self.offset.zero_()
         self.offset[:, self.out_rank :] = 1.0

@@ -200,6 +200,7 @@ class GateWiring(Wiring):
             start.dim() == 0 or tuple(start.shape) == (k,),
             f"initial logits of shape {tuple(start.shape)}; expected a number, ({k},) or {self.shape}.",
         )
+        require(bool(torch.isfinite(start).all()), "initial logits that are NaN or infinite; expected finite numbers.")
         return start.expand(k)
 
     # --- gates -----------------------------------------------------------------------------------------

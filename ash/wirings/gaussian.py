@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ash.checks import choose, positive, require
+from ash.checks import check_positions, choose, positive, require
 from ash.codebook import Codebook
 from ash.contexts import Context
 from ash.growth import Score
@@ -157,8 +157,7 @@ class GaussianWiring(StochasticWiring):
         """New means (uniform over the admissible set, or at `positions` `(k, q)`), scales and values."""
         source = generator_from(new_seed(torch.device("cpu"), generator), torch.device("cpu"))
         where = self._draw_positions(source) if positions is None else positions.double().cpu()
-        expected = (self.k, len(self.sizes))
-        require(tuple(where.shape) == expected, f"positions {tuple(where.shape)}; expected (k, q) = {expected}.")
+        check_positions(where, (self.k, len(self.sizes)), "(k, q)")
         device = self.fixed.device
         self.means.place(torch.arange(self.k, device=device), where.to(device))
         self.log_scale.fill_(math.log(self.scale_init))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ash.checks import UserError, check_finite, choose, require, shape
+from ash.checks import UserError, check_finite, check_positions, choose, require, shape
 from ash.codebook import Codebook
 from ash.contexts import Context
 from ash.emission import Layout, clamp_inward, get_emitted_means
@@ -141,6 +141,8 @@ class HyperWiring(StochasticWiring, CountsSteps):
         self.scale = self.scale_init if scale is None else scale
         self.emitted_means = get_emitted_means(means)
         self.layout, self.codebook = self._layout(values, scales, share_codes)
+        require(self.layout.width > 0, "a hypernetwork with nothing to emit: all columns are fixed, and neither values "
+                                       "nor scales are emitted; let one of them be.")  # fmt: skip
         own = condition_shape is None
         self.condition_shape = self.in_shape if own else shape("condition_shape", condition_shape)
         made = hypernetwork
@@ -193,7 +195,7 @@ class HyperWiring(StochasticWiring, CountsSteps):
         where = self._draw_positions(source)[:each] if self.positions is None else self.positions.double().cpu()
         if tuple(where.shape) == (self.k, q):
             where = where[:each]
-        require(tuple(where.shape) == (each, q), f"positions {tuple(where.shape)}; expected (k, q) = {(each, q)}.")
+        check_positions(where, (each, q), "(k, q)")
         self.base.copy_(where)
         everywhere = self.base.repeat(self.groups, 1)
         start = IndexTuples.from_means(everywhere, everywhere[:, :1], everywhere.new_ones(self.k))
