@@ -1,6 +1,7 @@
 # Needs make and Python 3.10 or later; everything else is installed into .venv.
 #   make setup   the environment          make demo    two experiments with their pictures
 #   make test    the tests                make lint    style, types, who imports whom
+#   make fuzz    thousands of random cases, in minutes
 #   make bench   time and memory, as a table     make docs    the documentation, and its notebooks run
 # Another interpreter: make setup PYTHON=python3.12
 
@@ -9,7 +10,7 @@ VENV = .venv
 PY = $(VENV)/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test lint bench docs
+.PHONY: setup demo test fuzz lint bench docs
 
 setup: $(VENV)/.installed
 
@@ -36,6 +37,9 @@ demo: setup
 
 test: setup
 	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+
+fuzz: setup
+	ASH_FUZZ=10000 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal tests/fuzz
 
 lint: setup
 	$(PY) -m ruff check .
