@@ -72,6 +72,7 @@ TUPLES = options(
     },
     {
         **BAD_SIZES,
+        "k": [-1, 0],
         "kernel": ["student_t(0)", "student_t(nan)", "normal", ""],
         "context": ["every"],
         "sampling": [Sampling(True, 0, 2, local_region=(2, 3))],
