@@ -2,6 +2,8 @@
 #   make setup   the environment          make demo    two experiments with their pictures
 #   make test    the tests                make lint    style, types, who imports whom
 #   make fuzz    thousands of random cases, in minutes
+#   make kills   runs that are killed and resumed, in minutes: they end as if nobody had killed them
+#   make soak    an hour of training: its memory and speed
 #   make bench   time and memory, as a table     make docs    the documentation, and its notebooks run
 # Another interpreter: make setup PYTHON=python3.12
 
@@ -10,7 +12,7 @@ VENV = .venv
 PY = $(VENV)/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test fuzz lint bench docs
+.PHONY: setup demo test fuzz kills soak lint bench docs
 
 setup: $(VENV)/.installed
 
@@ -40,6 +42,12 @@ test: setup
 
 fuzz: setup
 	ASH_FUZZ=10000 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal tests/fuzz
+
+kills: setup
+	OMP_NUM_THREADS=1 $(PY) -m tests.kills
+
+soak: setup
+	OMP_NUM_THREADS=1 $(PY) -m tests.soak
 
 lint: setup
 	$(PY) -m ruff check .

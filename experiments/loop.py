@@ -73,6 +73,7 @@ class Loop(Descent):
         self._loss = torch.zeros((), device=run.device)
         if self.ranks > 1:
             self.rank = dist.get_rank()
+        if self.rank:
             torch.manual_seed(run.options.seed + SEEDS_APART * self.rank)
 
     def _wrap(self) -> None:
