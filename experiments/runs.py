@@ -182,7 +182,7 @@ class Run:
         `Stopped`. Call it as often as is possible; where there is nothing to do it takes microseconds. Raises
         what `save` raises.
         """
-        self.stopping.met = True
+        self.stopping.meet()
         status = self.stopping.status
         if due or status:
             self.save(step, state(), score)

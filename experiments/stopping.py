@@ -12,7 +12,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 GRACE = 30.0
-"""Seconds from a signal to the end of a run that meets no point to go on from: it draws, or it hangs."""
+"""Seconds from a signal to the end of a run that meets no point to go on from: it draws, or it hangs. A run whose
+points lie further apart has twice as long as they do."""
 TIME_IS_OVER = 124
 """Exit status at the time limit, that of timeout(1); after a signal it is 128 + its number."""
 
@@ -36,8 +37,8 @@ class Stopping:
 
     The first signal sets `status`, and the run stops at the next point from which it can go on (`Run.keep`). A
     second one ends it at once: SIGINT by `KeyboardInterrupt`, SIGTERM by `Stopped`. So does the first before any
-    such point (`met`), where there is nothing to keep. A run that meets none within `GRACE` seconds is ended then;
-    one that is finished sooner has nothing left to go on with, and ends as if nobody had told it.
+    such point, where there is nothing to keep. A run that meets none within `GRACE` seconds is ended then; one that
+    is finished sooner has nothing left to go on with, and ends as if nobody had told it.
 
     Signals are watched in the main thread only, and those that the process ignores stay ignored.
 
@@ -46,9 +47,9 @@ class Stopping:
     """
 
     def __init__(self, limit: float | None = None):
-        self.met = False
         self.agreed: int | None = None
         self._end = math.inf if limit is None else time.monotonic() + limit
+        self._met, self._last, self._longest = False, time.monotonic(), 0.0
         self._told, self._process = 0, os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -66,6 +67,11 @@ class Stopping:
         if self._told:
             return 128 + self._told
         return TIME_IS_OVER if time.monotonic() >= self._end else 0
+
+    def meet(self) -> None:
+        """A point from which the run could go on."""
+        now = time.monotonic()
+        self._met, self._last, self._longest = True, now, max(self._longest, now - self._last)
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
@@ -87,9 +93,9 @@ class Stopping:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             _in_a_child(number)
-        elif self.met and not self._told and number != signal.SIGALRM:
+        elif self._met and not self._told and number != signal.SIGALRM:
             self._told = number
-            signal.setitimer(signal.ITIMER_REAL, GRACE)
+            signal.setitimer(signal.ITIMER_REAL, max(GRACE, 2 * self._longest))
             _say(f"\n{signal.Signals(number).name}: the run stops where it can go on, or at once if told once more\n")
         else:
             self._end_at_once(self._told if number == signal.SIGALRM else number)

@@ -138,6 +138,16 @@ def test_a_run_that_draws_ends_within_the_grace(
     assert not (out / "summary.json").exists()
 
 
+def test_a_run_whose_points_lie_far_apart_has_time_to_reach_the_next(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "GRACE", 0.02)
+    AT[1] = lambda: time.sleep(0.5)
+    AT[2] = lambda: (send(signal.SIGTERM)(), time.sleep(0.05))[1]
+    assert start(out) == 143
+    assert capsys.readouterr().err.splitlines()[-1] == "toy: stopped by SIGTERM after step 2; go on with --resume"
+
+
 def test_a_run_that_is_finished_within_the_grace_is_finished(out: Path) -> None:
     AT[10] = send(signal.SIGTERM)
     assert start(out) == 0
