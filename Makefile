@@ -5,7 +5,7 @@
 #   make kills   runs that are killed and resumed, in minutes: they end as if nobody had killed them
 #   make soak    an hour of training: its memory and speed
 #   make bench   time and memory, as a table     make docs    the documentation, and its notebooks run
-# Another interpreter: make setup PYTHON=python3.12
+# Another interpreter: make setup PYTHON=python3.12    Another build of torch: make setup TORCH_INDEX=URL
 
 PYTHON = python3
 VENV = .venv
@@ -20,6 +20,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "$(PYTHON) is older than Python 3.10 or missing; give another: make setup PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(INSTALL) torch --index-url $(TORCH_INDEX))
 	$(INSTALL) -e '.[dev]'
 	@touch $@
 
