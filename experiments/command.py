@@ -40,7 +40,8 @@ def start(name: str, module: ModuleType, arguments: Sequence[str]) -> int:
             torch.manual_seed(run.options.seed)
             run.finish(module.run(run.options, run))
     except (UserError, Stopped) as end:
-        print(f"{name}: {end}", file=sys.stderr)
+        if isinstance(end, UserError) or not processes.rank():
+            print(f"{name}: {end}", file=sys.stderr)
         return end.status if isinstance(end, Stopped) else 2
     except RuntimeError as problem:
         lost = processes.lost(problem)

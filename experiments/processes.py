@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
@@ -74,6 +74,8 @@ def fabric(device: torch.device, count: int, precision: str) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
     class Ranks(DDPStrategy):
         """Training of models with wirings: see `ash.data_parallel`."""
 
@@ -109,10 +111,3 @@ def lost(problem: RuntimeError) -> UserError | None:
         f"rank {rank()} of {world_size()} no longer reaches another one, which has ended or hangs "
         f"({text.splitlines()[0][:160]}); go on from the last checkpoint with --resume."
     )
-
-
-def leave() -> None:
-    """End this process where its ranks cannot part in peace: threads of a broken connection may never end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
