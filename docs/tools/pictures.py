@@ -1,4 +1,4 @@
-"""`python -m docs.tools.pictures` makes the pictures of the tutorials by running their code, a minute or less."""
+"""`python -m docs.tools.pictures` makes the pictures of the pages, those of tutorials by their code, in a minute."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from docs.tools import idea
 from docs.tools.code_blocks import run_blocks
 
 DOCS = Path(__file__).resolve().parent.parent
@@ -17,14 +18,19 @@ WIDEST, COLOURS = 1400, 128
 
 
 def main() -> int:
-    """Save the `figure` that each page leaves, small."""
+    """Save the `figure` that each tutorial leaves, and that of the idea."""
     (DOCS / "pictures").mkdir(exist_ok=True)
     for name in PAGES:
-        figure = run_blocks(DOCS / "tutorials" / f"{name}.md")["figure"]
-        path = DOCS / "pictures" / f"{name}.png"
-        small(figure).save(path, optimize=True)
-        print(path, f"{path.stat().st_size / 1000:.0f} kB")
+        save(name, run_blocks(DOCS / "tutorials" / f"{name}.md")["figure"])
+    save("one_tuple", idea.figure())
     return 0
+
+
+def save(name: str, figure: Any) -> None:
+    """Write a picture, small, and say how small."""
+    path = DOCS / "pictures" / f"{name}.png"
+    small(figure).save(path, optimize=True)
+    print(path, f"{path.stat().st_size / 1000:.0f} kB")
 
 
 def small(figure: Any) -> Image.Image:
