@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def train(options: Options, run: Run, stop: int | None = None) -> dict[str, obje
         run.time(step)
         bar.update(1)
         if step % options.save_every == 0:
-            run.save(step, training_state(model, optimizer, data=generator))
+            run.save(step, training_state(model, optimizer, data=generator), score=-step)
         if step == stop:
             raise KeyboardInterrupt
     return {"loss": loss, "weight": model[0].weight}
@@ -226,6 +226,8 @@ def test_options_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Run("toy", Options(out=tmp_path, device="cuda"))
     with pytest.raises(UserError, match="--seed -1; expected"):
         Run("toy", Options(out=tmp_path, seed=-1))
+    with pytest.raises(UserError, match="--checkpoint best without --resume; expected both"):
+        Run("toy", Options(out=tmp_path, checkpoint="best"))
     assert not names(tmp_path)
 
 
@@ -245,6 +247,41 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path, stop:
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "broken")]
     assert metrics[0] == metrics[1]
     assert [line["step"] for line in lines(broken / "timing.jsonl")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(("which", "step"), [("previous", 5), ("best", 5), ("last", 10)])
+def test_a_run_goes_on_from_any_of_its_checkpoints(
+    tmp_path: Path, which: Literal["last", "previous", "best"], step: int
+) -> None:
+    perform(Options(out=tmp_path / "whole"))
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        perform(Options(out=broken), stop=11)
+    with Run("toy", Options(out=broken, resume=True, checkpoint=which)) as run:
+        saved = run.load()
+        assert saved is not None and saved[0] == step
+        assert [line["step"] for line in lines(broken / "metrics.jsonl")] == list(range(1, step + 1))
+    perform(Options(out=broken, resume=True))
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "broken")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_taken_on_request(tmp_path: Path) -> None:
+    perform(Options(out=tmp_path / "whole"))
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        perform(Options(out=broken), stop=11)
+    named = content(broken / "checkpoint" / "state.json")["tensors"]
+    raw = bytearray((broken / "checkpoint" / named).read_bytes())
+    raw[-1] ^= 1
+    (broken / "checkpoint" / named).write_bytes(raw)
+    before = (broken / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="does not match its checksum.*with --resume --checkpoint previous"):
+        Run("toy", Options(out=broken, resume=True))
+    assert (broken / "metrics.jsonl").read_bytes() == before
+    perform(Options(out=broken, resume=True, checkpoint="previous"))
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "broken")]
+    assert metrics[0] == metrics[1]
 
 
 def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:

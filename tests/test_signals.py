@@ -196,6 +196,21 @@ def test_signals_that_are_ignored_stay_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_forked_process_leaves_an_interrupt_to_the_run_and_ends_by_other_signals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[tuple[int, int, object]] = []
+    with Stopping() as watch:
+        watch.meet()
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        monkeypatch.setattr(os, "kill", lambda *to: sent.append((*to, signal.getsignal(to[1]))))
+        signal.raise_signal(signal.SIGINT)
+        assert not sent
+        signal.raise_signal(signal.SIGTERM)
+    assert sent == [(1, signal.SIGTERM, signal.SIG_DFL)]
+    assert watch.status == 0
+
+
 def test_other_threads_leave_signals_alone(tmp_path: Path) -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
