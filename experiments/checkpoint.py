@@ -19,6 +19,8 @@ import contextlib
 import hashlib
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -55,15 +57,14 @@ def write(folder: Path, meta: dict[str, Any], state: Any, score: float | None = 
 
     The former last becomes the previous one. The best is that of the highest `score`, the first of equal ones.
     Tensors keep dtype and shape and are stored from the CPU. Dict keys are strings or ints. Raises `TypeError`,
-    naming the place, for anything else: it could not be loaded without running code; `OSError` or
-    `SafetensorError` where the disk fails.
+    naming the place, for anything else: it could not be loaded without running code; `OSError` where the disk fails.
     """
     tensors: dict[str, Any] = {}
     tree = encode(state, "state", tensors)
     folder.mkdir(parents=True, exist_ok=True)
     known = _glance(folder)
     slot = _free(known)
-    replace_whole(folder / slot, lambda new: save_file(separate(tensors), new))
+    replace_whole(folder / slot, lambda new: _save(tensors, new))
     score = score if score is not None and math.isfinite(score) else None
     number = known["last"]["number"] + 1 if "last" in known else 1
     record = {"format": FORMAT, "number": number, "score": score, "meta": meta, "tensors": slot, "state": tree}
@@ -77,6 +78,17 @@ def write(folder: Path, meta: dict[str, Any], state: Any, score: float | None = 
 
     replace_whole(folder / RECORD, fill)
     _tidy(folder)
+
+
+def _save(tensors: dict[str, Any], path: Path) -> None:
+    """Write tensors. A failure of the disk is an `OSError`; safetensors has it in its words alone."""
+    try:
+        save_file(separate(tensors), path)
+    except SafetensorError as problem:
+        number = re.search(r"os error (\d+)", str(problem))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def read(folder: Path, which: Which = "last") -> Checkpoint:

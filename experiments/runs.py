@@ -9,6 +9,7 @@
 | `checkpoint/` | the last checkpoint, the one before it, and the best on the validation set |
 | `tensorboard/` | the figures of `metrics.jsonl` for TensorBoard, with `--tensorboard` |
 | `index.html` | the page: the slider through what `show` was given, curves, summary and pictures |
+| `.lock` | names the process as long as it lives |
 | `summary.json` | the final figures; written last, so that a folder with it is a finished run |
 """
 
@@ -25,7 +26,6 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ash.checks import UserError, require
@@ -202,9 +202,9 @@ class Run:
             if self._board is not None:
                 self._board.flush()
             checkpoint.write(self.folder / CHECKPOINT, self._about(step, sizes), state, score)
-        except (OSError, SafetensorError) as problem:
+        except OSError as problem:
             raise UserError(
-                f"no checkpoint after step {step} in {self.folder}: {getattr(problem, 'strerror', None) or problem}; "
+                f"no checkpoint after step {step} in {self.folder}: {problem.strerror or problem}; "
                 "expected a folder with space that can be written; what was saved before is whole: go on from it "
                 "with --resume."
             ) from None

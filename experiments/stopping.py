@@ -78,13 +78,12 @@ class Stopping:
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
-            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before:
+        if signal.SIGALRM in self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -95,13 +94,15 @@ class Stopping:
             _in_a_child(number)
         elif self._met and not self._told and number != signal.SIGALRM:
             self._told = number
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive)
             signal.setitimer(signal.ITIMER_REAL, max(GRACE, 2 * self._longest))
             _say(f"\n{signal.Signals(number).name}: the run stops where it can go on, or at once if told once more\n")
         else:
             self._end_at_once(self._told if number == signal.SIGALRM else number)
 
     def _end_at_once(self, number: int) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._told:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(128 + number)
 
 
