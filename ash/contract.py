@@ -22,9 +22,14 @@ from ash.weight import SparseWeight
 @overload
 def contract(weight: SparseWeight, x: SparseBatch, backend: str = ..., *, coalesce: bool = ...) -> SparseBatch: ...
 @overload
-def contract(weight: SparseWeight, x: Tensor, backend: str = ...) -> Tensor: ...
+def contract(weight: SparseWeight, x: Tensor, backend: str = ..., *, bias: Tensor | None = ...) -> Tensor: ...
 def contract(
-    weight: SparseWeight, x: Float[Tensor, "..."] | SparseBatch, backend: str = "auto", *, coalesce: bool = True
+    weight: SparseWeight,
+    x: Float[Tensor, "..."] | SparseBatch,
+    backend: str = "auto",
+    *,
+    coalesce: bool = True,
+    bias: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."] | SparseBatch:
     """Contract the input dimensions of a sparse weight with x.
 
@@ -35,6 +40,7 @@ def contract(
         backend: `"auto"`, `"dense"`, `"torch"`, `"torch_sparse"` or `"triton"`; a weight per instance knows `"dense"`
             (the oracle), `"torch"` and, drawn on a GPU, `"triton"`. For dense x.
         coalesce: of sparse x, add up what meets at the same output position.
+        bias: `(*out_shape,)`, added to every output of a dense x.
 
     Returns:
         `(b, *out_shape, *extra)`, or b sparse tensors. Exact gradients reach `weight.values` (or `weight.candidate`,
@@ -55,29 +61,38 @@ def contract(
         raise UserError(f"an input of {x.dtype}; expected floating-point numbers; call x.float().")
     b, extra = x.shape[0], tuple(x.shape[r + 1 :])
     flat = x.reshape(b, weight.matrix_shape[1], math.prod(extra))
-    y = _per_instance(weight, flat, backend) if weight.per_instance else _shared(weight, flat, backend)
+    added = None if bias is None else bias.flatten()
+    if weight.per_instance:
+        y = _plus(_per_instance(weight, flat, backend), added)
+    else:
+        y = _shared(weight, flat, backend, added)
     return y.reshape(b, *weight.out_shape, *extra)
 
 
-def _shared(weight: SparseWeight, x: Tensor, backend: str) -> Tensor:
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    """(b, o, e) and a bias (o,)."""
+    return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)
+
+
+def _shared(weight: SparseWeight, x: Tensor, backend: str, bias: Tensor | None) -> Tensor:
     """(b, i, e) -> (b, o, e) for one weight: the batch and the extra dimensions become columns."""
     if isinstance(weight, DrawnWeight) and backend in ("auto", "triton"):
-        return weight.multiply(x)
+        return _plus(weight.multiply(x), bias)
     rows, cols = weight.matrix_shape
     b, _, e = x.shape
     name = choose_backend(rows, cols, weight.entries, b * e) if backend == "auto" else backend
     if e == 1:
-        return _multiply(weight, x.reshape(b, cols).t(), name).t().contiguous().unsqueeze(-1)
-    y = _multiply(weight, x.transpose(0, 1).reshape(cols, b * e), name)
+        return _multiply(weight, x.reshape(b, cols).t(), name, bias).t().contiguous().unsqueeze(-1)
+    y = _multiply(weight, x.transpose(0, 1).reshape(cols, b * e), name, bias)
     return y.reshape(rows, b, e).transpose(0, 1)
 
 
-def _multiply(weight: SparseWeight, x: Tensor, name: str) -> Tensor:
+def _multiply(weight: SparseWeight, x: Tensor, name: str, bias: Tensor | None) -> Tensor:
     """(i, e) -> (o, e) by a backend; a candidate tensor receives the weight's whole gradient."""
-    multiply = get_backend(name).matmul
+    linear = get_backend(name).linear
     if weight.candidate is None or not weight.candidate.requires_grad:
-        return multiply(weight, x)
-    y = multiply(replace(weight, values=weight.values.detach(), candidate=None), x)
+        return linear(weight, x, bias)
+    y = linear(replace(weight, values=weight.values.detach(), candidate=None), x, bias)
     through: Tensor = _Candidate.apply(y, weight.candidate, x)
     return through
 

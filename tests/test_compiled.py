@@ -39,12 +39,13 @@ def dense(values: Tensor, row: Tensor, col: Tensor) -> Tensor:
 
 
 def products(b: int, dtype: torch.dtype, index: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """Found and wanted results of the three operators."""
+    """Found and wanted results of the three operators, the first without a bias and with one."""
     values, crow, col, row = matrix(dtype, index)
     x, g = torch.randn(b, COLUMNS, dtype=dtype), torch.randn(b, ROWS, dtype=dtype)
     full = dense(values, row, col)
     return [
         (compiled.rows_matmul(values, crow, col, x), x @ full.t()),
+        (compiled.rows_matmul(values, crow, col, x, None, None, None, values[:ROWS]), x @ full.t() + values[:ROWS]),
         (compiled.rows_matmul_back(values, crow, col, g, COLUMNS), g @ full),
         (compiled.rows_sddmm(g, x, crow, col), (g.t() @ x)[row, col.long()]),
     ]
@@ -75,6 +76,8 @@ def test_no_entries() -> None:
     empty, crow, col = torch.zeros(0), torch.zeros(ROWS + 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
     x, g = torch.randn(3, COLUMNS), torch.randn(3, ROWS)
     assert compiled.rows_matmul(empty, crow, col, x).tolist() == [[0.0] * ROWS] * 3
+    bias = torch.arange(ROWS).float()
+    assert compiled.rows_matmul(empty, crow, col, x, None, None, None, bias).tolist() == [bias.tolist()] * 3
     assert compiled.rows_matmul_back(empty, crow, col, g, COLUMNS).tolist() == [[0.0] * COLUMNS] * 3
     assert compiled.rows_sddmm(g, x, crow, col).shape == (0,)
 
@@ -112,9 +115,11 @@ def test_derivatives_by_differences() -> None:
     values, x, g = (
         leaf.requires_grad_() for leaf in (values, torch.randn(3, COLUMNS).double(), torch.randn(3, ROWS).double())
     )
+    bias = torch.randn(ROWS).double().requires_grad_()
     for function, leaves in (
         (lambda v, x: compiled.rows_matmul(v, crow, col, x), (values, x)),
         (lambda v, x: compiled.rows_matmul(v, crow, col, x, *turned), (values, x)),
+        (lambda v, x, b: compiled.rows_matmul(v, crow, col, x, *turned, b), (values, x, bias)),
         (lambda v, g: compiled.rows_matmul_back(v, crow, col, g, COLUMNS), (values, g)),
         (lambda g, x: compiled.rows_sddmm(g, x, crow, col), (g, x)),
     ):
@@ -127,9 +132,11 @@ def test_operators_are_well_made() -> None:
     x = torch.randn(17, COLUMNS, dtype=torch.float64, requires_grad=True)
     g = torch.randn(17, ROWS, dtype=torch.float64, requires_grad=True)
     values.requires_grad_()
+    bias = torch.randn(ROWS, dtype=torch.float64, requires_grad=True)
     for operator, arguments in (
         (compiled.rows_matmul, (values, crow, col, x)),
         (compiled.rows_matmul, (values, crow, col, x, *transpose(crow, row, col))),
+        (compiled.rows_matmul, (values, crow, col, x, None, None, None, bias)),
         (compiled.rows_matmul_back, (values, crow, col, g, COLUMNS)),
         (compiled.rows_sddmm, (g, x, crow, col)),
     ):

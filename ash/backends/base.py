@@ -22,3 +22,10 @@ class Backend(ABC):
     @abstractmethod
     def matmul(self, weight: SparseWeight, x: Float[Tensor, "i e"]) -> Float[Tensor, "o e"]:
         """Required. The product of the flattened weight (outputs × inputs) and a dense matrix."""
+
+    def linear(
+        self, weight: SparseWeight, x: Float[Tensor, "i e"], bias: Float[Tensor, " o"] | None
+    ) -> Float[Tensor, "o e"]:
+        """The product and a bias for each output, in the type of x; override it where both are one pass."""
+        y = self.matmul(weight, x)
+        return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)

@@ -1,6 +1,6 @@
 """CSR product, its transpose and SDDMM for a batch that lies row by row, compiled by numba for the CPU.
 
-    y = rows_matmul(W, x) = x Wᵀ      dL/dx = rows_matmul_back(W, g) = g W      dL/dW = rows_sddmm(g, x)
+    y = rows_matmul(W, x) = x Wᵀ + bias      dL/dx = rows_matmul_back(W, g) = g W      dL/dW = rows_sddmm(g, x)
 
 Each operator's derivative is made of the three. None needs the structure of the transpose; where it is known,
 dL/dx = rows_matmul(Wᵀ, g), which reads where `rows_matmul_back` reads and writes. `serves` says where they
@@ -74,7 +74,7 @@ def _spaces(x: Tensor, columns: int) -> tuple[Pieces, list[tuple[Any, ...]]]:
     return split, [(room[:columns], room[columns:], registers) for room in rooms]
 
 
-def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size: int, columns: int) -> Tensor:
+def _product(kernel: Any, matrix: tuple[Tensor, ...], x: Tensor, size: int, columns: int) -> Tensor:
     y = blank(x.dtype, x.shape[0], size)
     if not len(matrix[0]) or not y.numel():
         return y.zero_()
@@ -86,7 +86,7 @@ def _product(kernel: Any, matrix: tuple[Tensor, Tensor, Tensor], x: Tensor, size
 
 @operator(
     "rows_matmul(Tensor values, Tensor crow, Tensor col, "
-    "Tensor x, Tensor? t_crow=None, Tensor? t_col=None, Tensor? t_order=None) -> Tensor"
+    "Tensor x, Tensor? t_crow=None, Tensor? t_col=None, Tensor? t_order=None, Tensor? bias=None) -> Tensor"
 )
 def rows_matmul(
     values: Tensor,
@@ -96,9 +96,13 @@ def rows_matmul(
     t_crow: Tensor | None = None,
     t_col: Tensor | None = None,
     t_order: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """(rows × columns in CSR), (b, columns) -> x · Wᵀ, (b, rows). `t_…`: the transpose's structure, if known."""
-    return _product(_lanes().multiply, (values, crow, col), x, len(crow) - 1, x.shape[1])
+    """(rows × columns in CSR), (b, columns) -> x · Wᵀ + bias, (b, rows). `t_…`: the transpose's structure, if known."""
+    rows, start = len(crow) - 1, x.new_empty(0) if bias is None else bias.contiguous()
+    if not len(values):
+        return x.new_zeros(x.shape[0], rows) if bias is None else bias.expand(x.shape[0], rows).clone()
+    return _product(_lanes().multiply, (values, crow, col, start), x, rows, x.shape[1])
 
 
 @operator("rows_matmul_back(Tensor values, Tensor crow, Tensor col, Tensor g, int columns) -> Tensor")
@@ -121,7 +125,7 @@ def rows_sddmm(g: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
 
 
 @rows_matmul.register_fake
-def _(values, crow, col, x, t_crow=None, t_col=None, t_order=None):  # type: ignore[no-untyped-def]
+def _(values, crow, col, x, t_crow=None, t_col=None, t_order=None, bias=None):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape[0], crow.shape[0] - 1)
 
 
@@ -144,14 +148,15 @@ def _save_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, crow, col, x, t_crow, t_col, t_order = ctx.saved_tensors
+    values, crow, col, x, t_crow, t_col, t_order, _ = ctx.saved_tensors
     d_values = rows_sddmm(grad, x, crow, col) if ctx.needs_input_grad[0] else None
     d_x = None
     if ctx.needs_input_grad[3] and t_crow is not None:
         d_x = rows_matmul(values.index_select(0, t_order), t_crow, t_col, grad)
     elif ctx.needs_input_grad[3]:
         d_x = rows_matmul_back(values, crow, col, grad, x.shape[1])
-    return d_values, None, None, d_x, None, None, None
+    d_bias = grad.sum(0) if any(ctx.needs_input_grad[7:]) else None  # arguments that are left out are not counted
+    return d_values, None, None, d_x, None, None, None, d_bias
 
 
 def _back_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

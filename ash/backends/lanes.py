@@ -117,6 +117,18 @@ def zero(typing, block, width):
 
 
 @intrinsic
+def spread(typing, block, value, width):
+    """Lanes that all hold a value of the block's type."""
+    kind = Lanes(block.dtype, width)
+
+    def generate(context, builder, signature, args):
+        blank = ir.Constant(context.get_value_type(kind), ir.Undefined)
+        return _shuffle(builder, builder.insert_element(blank, args[1], ir.IntType(32)(0)), blank, [0] * kind.count)
+
+    return kind(block, block.dtype, width), generate
+
+
+@intrinsic
 def add(typing, one, other):
     """one + other."""
 
@@ -198,8 +210,8 @@ def _unpack(block, start, first, y):
 
 
 @kernel
-def multiply(values, crow, col, x, y, block, strip, width, begin, end):
-    """y[begin:end] = x[begin:end] · Wᵀ for x `(b, columns)` and y `(b, rows)`."""
+def multiply(values, crow, col, bias, x, y, block, strip, width, begin, end):
+    """y[begin:end] = x[begin:end] · Wᵀ + bias for x `(b, columns)` and y `(b, rows)`; an empty bias is none."""
     size = strip.shape[0]
     for start in range(begin, end, block.shape[1]):
         _pack_all(x, start, block, size)
@@ -207,6 +219,8 @@ def multiply(values, crow, col, x, y, block, strip, width, begin, end):
             for r in range(min(size, crow.size - 1 - first)):
                 p, last = crow[first + r], crow[first + r + 1]
                 total, other = zero(block, width), zero(block, width)  # two: an addition waits for the one before
+                if bias.size:
+                    total = spread(block, bias[first + r], width)
                 while p + 1 < last:
                     total = add_product(total, values[p], load(block, col[p], width))
                     other = add_product(other, values[p + 1], load(block, col[p + 1], width))

@@ -200,6 +200,9 @@ class Torch(Backend):
     name = "torch"
 
     def matmul(self, weight: SparseWeight, x: Tensor) -> Tensor:
+        return self.linear(weight, x, None)
+
+    def linear(self, weight: SparseWeight, x: Tensor, bias: Tensor | None) -> Tensor:
         pattern = weight.pattern
         wide = x.is_cpu and x.dtype in (torch.float16, torch.bfloat16)
         source = x.float() if wide else x
@@ -207,10 +210,11 @@ class Torch(Backend):
         learns = x.requires_grad and torch.is_grad_enabled()
         if compiled.serves(pattern.nnz, rows := source.t()):
             turned = pattern.transposed_if_kept() if learns else (None, None, None)
-            return compiled.rows_matmul(values, pattern.crow, pattern.col, rows, *turned).t().to(x.dtype)
+            added = None if bias is None else bias.to(source.dtype)
+            return compiled.rows_matmul(values, pattern.crow, pattern.col, rows, *turned, added).t().to(x.dtype)
         known = pattern.transposed if learns else (None, None, None)
-        y = csr_matmul(values, pattern.crow, pattern.col, source.contiguous(), *known)
-        return y.to(x.dtype)
+        y = csr_matmul(values, pattern.crow, pattern.col, source.contiguous(), *known).to(x.dtype)
+        return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)
 
 
 BACKEND = Torch()

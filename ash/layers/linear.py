@@ -77,13 +77,10 @@ class SparseLayer(BiasedHost):
         if self.check_input:
             check_finite(x, self)
         weight = self.wiring(x if condition is None else condition)
-        y = contract(weight, x, self.backend)
+        y = contract(weight, x, self.backend, bias=self.bias)
         if self.wiring.wants_factors and y.requires_grad and not weight.per_instance:
             self._watch(x, y)
-        if self.bias is None:
-            return y
-        extra = y.dim() - 1 - len(self.out_shape)
-        return y + self.bias.to(y.dtype).reshape(*self.out_shape, *[1] * extra)
+        return y
 
     def _forward_batch(self, x: SparseBatch, condition: Tensor | None) -> SparseBatch:
         """Sparse in, sparse out."""
