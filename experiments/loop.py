@@ -161,8 +161,9 @@ class Loop(Descent):
         state = training_state(self.model, self.optimizer, **generators)
         if self.ranks == 1:
             return state
-        each = [torch.empty_like(state["torch"]["cpu"]) for _ in range(self.ranks)]
-        dist.all_gather(each, state["torch"]["cpu"])
+        own = state["torch"]["cpu"].to(self.run.device)  # NCCL moves what is on a GPU
+        each = [torch.empty_like(own) for _ in range(self.ranks)]
+        dist.all_gather(each, own)
         return state | {"ranks": each}
 
     def restore(self, state: dict[str, Any], **generators: torch.Generator) -> None:
@@ -174,4 +175,4 @@ class Loop(Descent):
         )
         restore(state, self.model, self.optimizer, **generators)
         if self.ranks > 1:
-            torch.set_rng_state(each[self.rank])
+            torch.set_rng_state(each[self.rank].cpu())
