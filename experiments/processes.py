@@ -52,7 +52,12 @@ def world_size() -> int:
 
 @contextlib.contextmanager
 def followed(name: str, options: Chosen) -> Iterator[Chosen]:
-    """The options as they are on rank 0. On the others nothing is printed, and the run's folder is a temporary one."""
+    """The options as they are on rank 0. On the others nothing is printed, and the run's folder is a temporary one.
+
+    `cuda` is from here on the GPU of this process.
+    """
+    if world_size() > 1 and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
     if not rank():
         yield options
         return
