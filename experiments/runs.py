@@ -203,10 +203,11 @@ class Run:
                 self._board.flush()
             checkpoint.write(self.folder / CHECKPOINT, self._about(step, sizes), state, score)
         except OSError as problem:
+            known = (self.folder / CHECKPOINT / checkpoint.RECORD).exists()
+            remedy = "go on from the former one, which is whole, with --resume" if known else "there is no former one"
             raise UserError(
                 f"no checkpoint after step {step} in {self.folder}: {problem.strerror or problem}; "
-                "expected a folder with space that can be written; what was saved before is whole: go on from it "
-                "with --resume."
+                f"expected a folder with space that can be written; {remedy}."
             ) from None
 
     def _about(self, step: int, sizes: dict[str, int]) -> dict[str, Any]:

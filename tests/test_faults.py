@@ -117,18 +117,25 @@ def test_a_disk_that_is_full_at_any_moment_leaves_the_former_checkpoint(
     assert left <= {2, 3} and 2 in left
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize(
+    ("number", "step", "remedy"),
+    [
+        (errno.ENOSPC, 1, "there is no former one."),
+        (errno.ENOSPC, 3, "go on from the former one, which is whole, with --resume."),
+        (errno.EROFS, 3, "go on from the former one, which is whole, with --resume."),
+    ],
+)
 def test_a_disk_that_fails_ends_the_run_with_a_line(
-    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, step: int, remedy: str
 ) -> None:
     with monkeypatch.context() as patch:
-        IN_STEP[3] = lambda run: fail_at(1, number, patch)
+        IN_STEP[step] = lambda run: fail_at(1, number, patch)
         assert start(out) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"toy: no checkpoint after step 3 in {out}: {os.strerror(number)}; expected ")
-    assert error.count("\n") == 1
+    assert error.startswith(f"toy: no checkpoint after step {step} in {out}: {os.strerror(number)}; expected ")
+    assert error.endswith(f"{remedy}\n") and error.count("\n") == 1
     IN_STEP.clear()
-    assert start(out, "--resume") == 0
+    assert start(out, *(["--resume"] if step > 1 else [])) == 0
     assert len((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
