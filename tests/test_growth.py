@@ -126,6 +126,7 @@ def test_sums_of_weighted_factors() -> None:
     total = ((one.scaled(0.5) + two).scaled(0.2) + three).scaled(-1.0)
     assert torch.allclose(total.dense(), -0.1 * one.dense() - 0.2 * two.dense() - three.dense())
     assert total.is_finite() and total.x.shape == (15, 3)
+    assert torch.allclose((one.scaled(3.0) + two).dense(), 3 * one.dense() + two.dense())
     assert torch.allclose((total + one).dense(), total.dense() + one.dense())  # also once they are put together
     assert not (total + one.scaled(torch.inf)).is_finite()
 
@@ -141,6 +142,7 @@ def test_a_sum_is_held_in_the_leaner_way(b: int) -> None:
         expected = 0.5 * expected + fresh.dense()
         assert isinstance(total, Factors if 12 * b * number <= 35 else DenseGradient)
         assert torch.allclose(total.dense(), expected)
+    assert torch.allclose(lean_sum(parts[0], parts[1]).dense(), parts[0].dense() + parts[1].dense())
     dense = lean_sum(DenseGradient(expected, 1), DenseGradient(parts[0].dense(), 1), 0.1)
     assert torch.allclose(dense.dense(), 0.1 * expected + parts[0].dense())
 
@@ -188,6 +190,12 @@ def test_bad_factors() -> None:
         _ = make((2,), (2,)) + make((2,), (3,))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_factors_of_two_batches() -> None:
+    with pytest.raises(UserError, match="2 inputs and 3 gradients; expected as many"):
+        Factors(torch.ones(2, 3), torch.ones(3, 2))
+
+
 @pytest.mark.parametrize("by", KEYS)
 @pytest.mark.parametrize("n", [1, 7, 500, 29_000])
 @pytest.mark.parametrize("block", [700, 10**6])
@@ -216,6 +224,52 @@ def test_a_dense_gradient_answers_as_its_factors_do() -> None:
     assert torch.allclose(dense.at(places), values)
     assert torch.allclose((dense + dense).dense(), 2 * factors.dense())
     assert torch.allclose(dense.scaled(0.5).dense(), factors.scaled(0.5).dense())
+
+
+def test_what_a_score_has_to_say() -> None:
+    required = {"_device", "__add__", "scaled", "dense", "at", "is_finite", "_grid", "_blocks"}
+    assert Score.__abstractmethods__ == required
+
+
+# --- the guess of how high the n-th is ---------------------------------------------------------------------
+
+
+def test_the_nth_of_those_that_count() -> None:
+    scores, ids = torch.tensor([2.0, 5.0, 1.0, 4.0, 3.0]), torch.arange(10, 15)
+    assert [growth._nth(scores, ids, place, None) for place in (1, 2, 5, 6)] == [5, 4, 1, -torch.inf]
+    even = [growth._nth(scores, ids, place, lambda own: own % 2 == 0) for place in (1, 2, 3, 4)]
+    assert even == [3, 2, 1, -torch.inf]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_entries_that_are_looked_at_first_are_called_by_their_positions(held: bool) -> None:
+    factors = make((5, 4), (3, 7))
+    score: Score = DenseGradient(factors.dense(), 2) if held else factors
+    rows = torch.tensor([2, 19, 7, 11, 3])
+    found, ids = score._grid(60, rows)
+    assert torch.allclose(found, factors.dense().flatten()[ids])
+    assert torch.isin(ids // 21, rows).all() and len(ids.unique()) == len(ids)
+    assert 30 <= len(ids) <= 105 and len((ids % 21).unique()) > 7
+
+
+@pytest.mark.parametrize(("width", "guessed"), [(64, False), (100, True)])
+def test_the_guess_lets_little_more_than_n_entries_pass(
+    monkeypatch: pytest.MonkeyPatch, width: int, guessed: bool
+) -> None:
+    """Small gradients are looked at without one."""
+    begun = []
+
+    class Watched(growth.Largest):
+        def __init__(self, n: int, bar: float, counts: Any, total: int):
+            begun.append((bar, total))
+            super().__init__(n, bar, counts, total)
+
+    monkeypatch.setattr(growth, "Largest", Watched)
+    factors = make((width,), (width,))
+    assert len(factors.places(50)) == 50
+    (bar, total), = begun
+    assert total == width**2 and (bar > -torch.inf) == guessed
+    assert 50 <= int((factors.dense().abs() > bar).sum()) < 500 or not guessed
 
 
 @pytest.mark.parametrize("by", ["largest", "positive", "negative"])

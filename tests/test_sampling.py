@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ash import IndexTuples, Sampling, UserError, jit, sampling
 from ash.pattern import ravel
-from ash.sampling import corner_points, duplicates, generator_from, new_seed, sample_points
+from ash.sampling import corner_points, duplicates, generator_from, new_seed, pass_generator, sample_points
 
 CPU = torch.device("cpu")
 
@@ -123,6 +123,14 @@ def test_local_samples_have_the_tuples_mean_and_scale() -> None:
     assert torch.allclose(points.std(0), scales[0].double(), rtol=0.05)
 
 
+@pytest.mark.parametrize("region", [None, 1])
+def test_points_of_a_narrow_tuple_lie_at_its_mean_wherever_its_anchor_is(region: int | None) -> None:
+    residuals, scales = torch.tensor([[2.3], [-3.4]]), torch.full((2, 1), 1e-3)
+    tuples = IndexTuples(torch.tensor([[10], [10]]), residuals, scales, torch.ones(2))
+    points = draw(tuples, (100,), local_samples=3, local_region=region)
+    assert points.squeeze(-1).tolist() == [[12] * 3, [7] * 3]
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
 def test_a_region_is_a_uniform_window_centred_on_the_mean(width: int) -> None:
     means = 50 + torch.rand(4000, 1)
@@ -171,6 +179,17 @@ def test_seeds_come_from_the_default_generator_or_from_a_given_one() -> None:
     assert new_seed(CPU) != one
     assert new_seed(CPU, torch.Generator().manual_seed(3)) == one
     assert 0 <= one < 2**63
+    assert max(new_seed(CPU) for _ in range(20)) > 2**60
+
+
+def test_a_pass_has_a_generator_of_its_own_from_a_seed_of_the_default_one() -> None:
+    torch.manual_seed(3)
+    own = pass_generator(CPU)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    assert own.initial_seed() == new_seed(CPU)
+    torch.rand(5, generator=own)
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_instances_draw_for_themselves() -> None:
@@ -198,6 +217,19 @@ def test_proposals_go_to_random_places() -> None:
     places = (points == 0).all(-1).nonzero().squeeze(-1)
     assert len(places) == 50
     assert places.tolist() != list(range(50))
+
+
+@pytest.mark.parametrize("samples", [0, 1])
+def test_kept_points_come_last_after_guided_ones(samples: int) -> None:
+    """A tuple that has kept none gets a uniform one; a plan without kept samples takes none."""
+    plan = Sampling(global_samples=1, local_samples=1, guided_samples=1, kept_samples=samples)
+    proposals, kept = torch.tensor([[3, 4], [3, 4]]), torch.tensor([[[7, 8]], [[-1, -1]]])
+    given = tuples_at(torch.zeros(2, 2)), (10**6, 10**6), plan
+    found, without = (sample_points(*given, generator_from(0, CPU), proposals, None, own) for own in (kept, None))
+    assert torch.equal(found[:, :7], without[:, :7])
+    assert found[:, 6].tolist() == proposals.tolist()
+    assert found[:, 7:].tolist() == ([[[7, 8]], without[1, 7:].tolist()] if samples else [[], []])
+    assert (without >= 0).all()
 
 
 def test_with_fixed_columns_a_tuple_gets_proposals_of_its_own_group() -> None:

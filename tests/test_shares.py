@@ -137,7 +137,9 @@ def test_blocks_of_any_size_give_the_same(
 
 
 @pytest.mark.parametrize("block", [1, 5, 16, 1000])
-@pytest.mark.parametrize("shape", [(3, 1, 4), (2, 5, 3), (1, 1, 1), (0, 1, 4), (7, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 4), (2, 5, 3), (1, 1, 1), (0, 1, 4), (3, 0, 4), (2, 3, 0), (7, 2, 2)], ids=str
+)
 def test_blocks_cover_the_table_once(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], block: int) -> None:
     monkeypatch.setattr(shares, "BLOCK", block)
     covered = torch.zeros(shape[:2])
@@ -237,6 +239,26 @@ def largest_tensor() -> int:
     with Largest() as largest:
         case.streamed(get_kernel("student_t")).sum().backward()
     return largest.seen
+
+
+@pytest.mark.parametrize(("extent", "dtype"), [
+    (100, torch.float32), (2**12, torch.float32), (2**24, torch.float32), (2**24 + 1, torch.float64),
+])  # fmt: skip
+def test_a_table_takes_the_narrowest_numbers_that_hold_its_positions(extent: int, dtype: torch.dtype) -> None:
+    points, anchors = torch.randint(0, 9, (2, 5, 2)), torch.randint(0, 9, (2, 3, 2))
+    residuals, scales, alive = torch.zeros(2, 3, 2), torch.ones(2, 3, 1), torch.ones(2, 5, dtype=torch.bool)
+    table = shares._table(points, alive, anchors, residuals, scales, None, extent)
+    assert table.points.dtype == table.anchors.dtype == table.inverse.dtype == dtype
+    alone = shares._table(points, alive, anchors[:, :1], residuals[:, :1], scales[:, :1], None, extent)
+    assert alone.points.dtype == torch.float32
+    assert alone.residuals is None and (table.residuals is None) == (extent != 2**24)
+
+
+def test_there_are_no_second_derivatives() -> None:
+    case = make((1, 2, 5))
+    first = torch.autograd.grad(case.streamed(get_kernel("gaussian")).square().sum(), case.learned, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(each.sum() for each in first).backward()
 
 
 def test_the_table_is_never_held_whole(monkeypatch: pytest.MonkeyPatch) -> None:
