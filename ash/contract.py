@@ -49,6 +49,8 @@ def contract(
     Raises:
         UserError: shapes that do not fit, an unknown or unavailable backend.
     """
+    if bias is not None:
+        _check_bias(weight, x, bias)
     if isinstance(x, SparseBatch):
         return contract_batch(weight, x, coalesce)
     r = len(weight.in_shape)
@@ -67,6 +69,13 @@ def contract(
     else:
         y = _shared(weight, flat, backend, added)
     return y.reshape(b, *weight.out_shape, *extra)
+
+
+def _check_bias(weight: SparseWeight, x: Tensor | SparseBatch, bias: Tensor) -> None:
+    """Raise `UserError` for a bias that does not fit, or would fill a sparse result."""
+    fits = tuple(bias.shape) == weight.out_shape
+    require(fits, f"a bias of shape {tuple(bias.shape)}; expected {weight.out_shape}, the weight's output dimensions.")
+    require(isinstance(x, Tensor), "a bias with a sparse input; expected none: it would fill every output position.")
 
 
 def _plus(y: Tensor, bias: Tensor | None) -> Tensor:

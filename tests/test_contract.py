@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from ash import SparseWeight, UserError, contract, jit, pattern
+from ash import SparseBatch, SparseWeight, UserError, contract, jit, pattern
 from ash import contract as contract_function
 from ash.backends import choose_backend, compiled, get_backend, instances
 from ash.backends import torch as torch_backend
@@ -88,6 +88,27 @@ class SharedSuite:
         assert gradcheck(product, (weight.values, x))
         if self.second_derivatives:
             assert gradgradcheck(product, (weight.values, x))
+
+    @each_shape
+    @pytest.mark.parametrize(("extra", "b", "n"), [((), 3, 9), ((2, 3), 2, 9), ((), 0, 9), ((), 2, 0)], ids=str)
+    def test_a_bias(self, out_shape: Shape, in_shape: Shape, extra: Shape, b: int, n: int) -> None:
+        weight, x = draw(out_shape, in_shape, n), inputs(in_shape, b, extra)
+        bias = torch.randn(out_shape, dtype=torch.float64, requires_grad=True)
+        found = contract(weight, x, self.backend, bias=bias)
+        wanted = expected(weight, x) + bias.reshape(*out_shape, *[1] * len(extra))
+        assert found.shape == wanted.shape and torch.allclose(found, wanted)
+        factor, leaves = torch.randn_like(wanted), (weight.values, x, bias)
+        actual = torch.autograd.grad((found * factor).sum(), leaves, materialize_grads=True)
+        target = torch.autograd.grad((wanted * factor).sum(), leaves, materialize_grads=True)
+        assert all(torch.allclose(one, other) for one, other in zip(actual, target, strict=True))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_bias_of_another_type(self, dtype: torch.dtype) -> None:
+        weight, x = draw((5,), (4,)), inputs((4,)).detach().to(dtype)
+        bias = torch.randn(5, dtype=torch.float32)
+        found = contract(weight, x, self.backend, bias=bias)
+        assert found.dtype == dtype
+        assert torch.allclose(found.double(), expected(weight, x.double()) + bias.double(), rtol=2e-2, atol=2e-2)
 
     def test_int64_structures(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pattern, "INT32_MAX", 0)
@@ -337,6 +358,16 @@ def test_the_input_may_fit_in_no_other_way() -> None:
             contract(weight, torch.randn(shape))
 
 
+def test_a_bias_that_does_not_fit() -> None:
+    weight = draw((3, 2), (4,))
+    for bias in (torch.ones(3), torch.ones(6), torch.ones(2, 3), torch.ones(1)):
+        with pytest.raises(UserError, match=r"expected \(3, 2\), the weight's output dimensions"):
+            contract(weight, inputs((4,)), bias=bias)
+    batch = SparseBatch.from_entries([torch.tensor([[1]])], None, [(4,)])
+    with pytest.raises(UserError, match="a bias with a sparse input; expected none"):
+        contract(weight, batch, bias=torch.ones(3, 2))
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_an_input_of_whole_numbers_is_refused() -> None:
     """The product would be rounded to whole numbers as well."""
@@ -375,6 +406,13 @@ def test_the_choice_of_a_backend() -> None:
     assert choose_backend(1024, 512, 310_000, 256) == "dense"
     assert choose_backend(1024, 512, 180_000, 256) == "torch"
     assert choose_backend(10**6, 10**6, 10**5) == "torch"
+
+
+def test_the_choice_is_told_the_columns_of_all_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(sys.modules["ash.contract"], "choose_backend", lambda *sizes: told.append(sizes) or "torch")
+    contract(draw((4,), (5, 2), 7), inputs((5, 2), 3, (2, 6)))
+    assert told == [(4, 10, 7, 36)]
 
 
 def test_a_large_weight_is_never_materialised() -> None:

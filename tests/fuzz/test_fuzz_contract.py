@@ -47,54 +47,60 @@ def dense_product(weight: SparseWeight, values: Tensor, x: Tensor) -> Tensor:
     return torch.cat(parts) if parts else nothing + 0 * (values.sum() + x.sum())
 
 
-def reference(weight: SparseWeight, x: Tensor, factor: Tensor, whole: bool) -> tuple[Tensor, ...]:
-    """y and the derivatives of Σ factor · y by values and x; or, not `whole`, the same of absolute values: sizes."""
-    given = [each.detach().double() for each in (weight.values, x, factor)]
-    values, x, factor = given if whole else [each.abs() for each in given]
-    leaves = (values.requires_grad_(), x.requires_grad_())
-    y = dense_product(weight, *leaves)
+def reference(weight: SparseWeight, x: Tensor, bias: Tensor, factor: Tensor, whole: bool) -> tuple[Tensor, ...]:
+    """y and the derivatives of Σ factor · y by values, x and bias; or, not `whole`, those of absolute values: sizes."""
+    given = [each.detach().double() for each in (weight.values, x, bias, factor)]
+    values, x, bias, factor = given if whole else [each.abs() for each in given]
+    leaves = (values.requires_grad_(), x.requires_grad_(), bias.requires_grad_())
+    y = dense_product(weight, values, x)
+    y = y + bias.reshape(*weight.out_shape, *[1] * (y.dim() - 1 - bias.dim()))
     found = torch.autograd.grad((y * factor).sum(), leaves, materialize_grads=True)
     return y.detach(), *found
 
 
-def check_product(weight: SparseWeight, x: Tensor, backend: str) -> None:
-    y = contract(weight, x, backend)
+def check_product(weight: SparseWeight, x: Tensor, backend: str, biased: bool) -> None:
+    """With a bias, or with none, which is one of zeros."""
+    bias = (biased * torch.randn(weight.out_shape, dtype=torch.float64)).to(weight.values.dtype).requires_grad_()
+    y = contract(weight, x, backend, bias=bias if biased else None)
     assert y.dtype == x.dtype
     factor = torch.randn(y.shape, dtype=torch.float64).to(y.dtype)
-    found = torch.autograd.grad(y, (weight.values, x), factor, materialize_grads=True)
-    terms = 2 * (weight.entries + x.numel() // max(1, math.prod(weight.in_shape)))
-    sizes = reference(weight, x, factor, whole=False)
-    for one, other, size in zip((y.detach(), *found), reference(weight, x, factor, whole=True), sizes, strict=True):
-        narrow = max((weight.values.dtype, x.dtype), key=lambda t: torch.finfo(t).eps)
+    leaves = (weight.values, x, bias) if biased else (weight.values, x)
+    found = torch.autograd.grad(y, leaves, factor, materialize_grads=True)
+    terms = 2 * (weight.entries + y.numel() + x.numel() // max(1, math.prod(weight.in_shape)))
+    wanted, sizes = (reference(weight, x, bias, factor, whole)[: 1 + len(leaves)] for whole in (True, False))
+    narrow = max((weight.values.dtype, x.dtype), key=lambda t: torch.finfo(t).eps)
+    for one, other, size in zip((y.detach(), *found), wanted, sizes, strict=True):
         close(one.to(narrow), other, size, terms)
 
 
 @fuzz(
     1600, seed=SEEDS, out_shape=shapes(), in_shape=shapes(), n=ENTRIES, kind=KINDS, b=BATCHES, extra=EXTRA,
     types=st.tuples(DTYPES, DTYPES), layout=LAYOUTS, backend=BACKENDS, how=each_path,
+    biased=st.booleans(),
 )  # fmt: skip
 def test_products_of_shared_weights(
     seed: int, out_shape: Shape, in_shape: Shape, n: int, kind: str, b: int, extra: Shape,
-    types: tuple[torch.dtype, torch.dtype], layout: str, backend: str, how: str,
+    types: tuple[torch.dtype, torch.dtype], layout: str, backend: str, how: str, biased: bool,
 ) -> None:  # fmt: skip
     weight = weight_of(out_shape, in_shape, n, kind, None, types[0])
     x = laid_out(torch.randn(b, *in_shape, *extra, dtype=torch.float64).to(types[1]), layout).requires_grad_()
     with path(how):
-        check_product(weight, x, backend)
+        check_product(weight, x, backend, biased)
 
 
 @fuzz(
     900, seed=SEEDS, out_shape=shapes(2), in_shape=shapes(2), n=ENTRIES, kind=KINDS, b=BATCHES, extra=EXTRA,
     types=st.tuples(DTYPES, DTYPES), layout=LAYOUTS, backend=BACKENDS, how=each_path,
+    biased=st.booleans(),
 )  # fmt: skip
 def test_products_of_weights_per_instance(
     seed: int, out_shape: Shape, in_shape: Shape, n: int, kind: str, b: int, extra: Shape,
-    types: tuple[torch.dtype, torch.dtype], layout: str, backend: str, how: str,
+    types: tuple[torch.dtype, torch.dtype], layout: str, backend: str, how: str, biased: bool,
 ) -> None:  # fmt: skip
     weight = weight_of(out_shape, in_shape, n, kind, b, types[0])
     x = laid_out(torch.randn(b, *in_shape, *extra, dtype=torch.float64).to(types[1]), layout).requires_grad_()
     with path(how):
-        check_product(weight, x, backend)
+        check_product(weight, x, backend, biased)
 
 
 @fuzz(
@@ -197,3 +203,14 @@ def test_inputs_that_do_not_fit_are_refused(
     else:
         with pytest.raises(UserError, match="expected"):
             contract(weight, x, backend)
+
+
+@fuzz(100, out_shape=shapes(2, 4), bias=st.lists(st.integers(0, 4), max_size=3).map(tuple), backend=BACKENDS,
+      b=st.sampled_from([None, 2]))  # fmt: skip
+def test_biases_that_do_not_fit_are_refused(out_shape: Shape, bias: Shape, backend: str, b: int | None) -> None:
+    weight, x = weight_of(out_shape, (3,), 4, "random", b, torch.float32), torch.randn(2, 3)
+    if bias == out_shape:
+        assert contract(weight, x, backend, bias=torch.ones(bias)).shape == (2, *out_shape)
+    else:
+        with pytest.raises(UserError, match="expected"):
+            contract(weight, x, backend, bias=torch.ones(bias))
