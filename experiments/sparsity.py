@@ -234,25 +234,29 @@ def train_group(
     """Train some nets, from where the state has them; their figures and inference forms go to the state."""
     trial = trial_of(cells, options, images)
     begun, before = time.perf_counter(), 0.0
-    if state["trial"] is not None:
-        before = state["trial"].pop("seconds")
-        trial.resume(state["trial"])
+    saved, state["trial"] = state["trial"], None
+    if saved is not None:
+        before = saved.pop("seconds")
+        trial.resume(saved)
         bar.update(trial.epoch)
     start = run.step - trial.step
+
+    def now() -> dict[str, Any]:
+        return state | {"trial": trial.state() | {"seconds": before + time.perf_counter() - begun}}
+
     while trial.epoch < options.epochs:
         losses = trial.run_epoch()
         bar.update(1)
         last = trial.epoch == options.epochs
+        trial.descent.check_parameters(trial.step)
         if trial.epoch % SAVE and not last:
+            run.keep(start + trial.step, now, due=False)
             continue
         log(cells, trial, losses, run, start)
-        seconds = before + time.perf_counter() - begun
-        state["trial"] = None if last else trial.state() | {"seconds": seconds}
         if last:
-            finish(cells, trial, seconds / len(cells), state)
+            finish(cells, trial, (before + time.perf_counter() - begun) / len(cells), state)
         run.time(start + trial.step, wiring=cells[0].wiring, epoch=trial.epoch)
-        trial.descent.check_parameters(trial.step)
-        run.keep(start + trial.step, partial(dict, state))
+        run.keep(start + trial.step, partial(dict, state) if last else now)
 
 
 def trial_of(cells: list[Cell], options: Options, images: Images) -> Trial:
