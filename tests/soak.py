@@ -4,9 +4,10 @@
 
 A net of a RigL, a Gaussian and a top-k layer learns from batches of a fixed random net. Every 20 steps it is
 rewired, Gaussian tuples that do no good are moved, and every 500 there is a checkpoint, an evaluation and a line in
-the log: what a training of days does. Twice a minute the resident set and the steps a second are noted. Told are
-medians of both, of the thirds of the time after the first tenth, in which caches fill. Exit status 1 if the resident
-set of the last third is more than 2 % above that of the first, or if its speed lies below nine tenths of it.
+the log: what a training of days does. Twice a minute the resident set is noted, and the steps in a second of the
+processor's time, which does not count what other processes take. Told are medians of both, of the thirds of the time
+after the first tenth, in which caches fill. Exit status 1 if the resident set of the last third is more than 2 % above
+that of the first, or if its speed lies below nine tenths of it.
 Writes soak.json and soak.png.
 """
 
@@ -32,7 +33,7 @@ from experiments.runs import Run, training_state
 
 WIDTH, BATCH, EVERY, SAVED, NOTED = 256, 64, 20, 500, 30.0
 SHARE, SLOWER = 0.02, 0.1
-"""By how much memory may grow, and speed fall: neighbours of the process disturb the latter."""
+"""By how much memory may grow, and speed fall: neighbours on the machine disturb the latter."""
 
 
 def network() -> nn.Sequential:
@@ -60,14 +61,15 @@ class Soak:
     def __call__(self) -> None:
         """Train until the time is over."""
         begun = noted = time.perf_counter()
-        step = counted = 0
+        step, counted, used = 0, 0, time.process_time()
         while time.perf_counter() - begun < self.seconds:
             self.train_step(step)
             step += 1
             now = time.perf_counter()
             if now - noted > min(NOTED, self.seconds / 60):
-                self.notes.append((now - begun, resident_bytes() / 1e6, (step - counted) / (now - noted)))
-                noted, counted = now, step
+                spent = time.process_time() - used
+                self.notes.append((now - begun, resident_bytes() / 1e6, (step - counted) / spent))
+                noted, counted, used = now, step, used + spent
         self.run.step = step
 
     def train_step(self, step: int) -> None:
