@@ -2,6 +2,7 @@
 #   make setup   the environment          make demo    two experiments with their pictures
 #   make test    the tests                make lint    style, types, who imports whom
 #   make fuzz    thousands of random cases, in minutes
+#   make coverage   the lines of ash that the tests run     make mutants   the mistakes that they notice
 #   make kills   runs that are killed and resumed, in minutes: they end as if nobody had killed them
 #   make soak    an hour of training: its memory and speed
 #   make bench   time and memory, as a table     make docs    the documentation, and its notebooks run
@@ -12,7 +13,7 @@ VENV = .venv
 PY = $(VENV)/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test fuzz kills soak lint bench docs
+.PHONY: setup demo test fuzz coverage mutants kills soak lint bench docs
 
 setup: $(VENV)/.installed
 
@@ -32,6 +33,10 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(INSTALL) -e '.[bench]'
 	@touch $@
 
+$(VENV)/.mutants: $(VENV)/.installed
+	$(INSTALL) -e '.[mutants]'
+	@touch $@
+
 demo: setup
 	$(PY) -m experiments identity
 	$(PY) -m experiments mnist
@@ -49,6 +54,16 @@ kills: setup
 
 soak: setup
 	OMP_NUM_THREADS=1 $(PY) -m tests.soak
+
+coverage: setup
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	TRITON_INTERPRET=1 $(PY) -m coverage run -m pytest -q -m triton tests/test_triton.py
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report
+
+mutants: $(VENV)/.mutants
+	$(PY) tests/mutants.py
 
 lint: setup
 	$(PY) -m ruff check .

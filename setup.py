@@ -27,7 +27,8 @@ EXPERIMENTS = [*PLOT, *ODE, "tyro>=0.9", "tqdm>=4.66", "scikit-learn>=1.4", "poo
 FAST = ["numba>=0.60"]
 PEERS = ["diffsort>=0.2"]
 GPU = ["triton>=3.6; sys_platform == 'linux'"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20", "coverage>=7.10"]
+MUTANTS = ["cosmic-ray>=8.3"]
 # The documentation, and kernels that run its notebooks. MkDocs 2 has another format.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29", "latex2mathml>=3.77",
         "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]  # fmt: skip
@@ -64,6 +65,7 @@ setup(
         "bench": [*EXPERIMENTS, *FAST, *PEERS, SPARSELAB],
         "docs": [*EXPERIMENTS, *DOCS],
         "test": TEST,
+        "mutants": MUTANTS,
         "dev": [*EXPERIMENTS, *FAST, *PEERS, *TEST, *LINT],
     },
     classifiers=[
