@@ -174,6 +174,12 @@ class InstanceSuite:
     def test_instances(self, out_shape: Shape, in_shape: Shape, extra: Shape, n: int) -> None:
         check(draw(out_shape, in_shape, n, b=3), inputs(in_shape, extra=extra), self.backend)
 
+    @pytest.mark.parametrize("extra", [(), (2,)], ids=str)
+    def test_a_bias_of_instances(self, extra: Shape) -> None:
+        weight, x, bias = draw((2, 3), (4,), b=3), inputs((4,), extra=extra), torch.randn(2, 3, dtype=torch.float64)
+        found = contract(weight, x, self.backend, bias=bias)
+        assert torch.allclose(found, expected(weight, x) + bias.reshape(2, 3, *[1] * len(extra)))
+
     def test_derivatives_of_instances_by_differences(self) -> None:
         weight, x = draw((2,), (2, 2), 4, b=2), inputs((2, 2), 2)
 
