@@ -227,8 +227,8 @@ def test_a_resumed_run_is_the_same(
     assert start(tmp_path / "whole", *arguments) == 0
     save = Run.save
 
-    def save_and_stop(run: Run, step: int, state: object) -> None:
-        save(run, step, state)
+    def save_and_stop(run: Run, step: int, state: object, *score: object) -> None:
+        save(run, step, state, *score)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
