@@ -40,7 +40,7 @@ class Case:
     density: float = 0.01
     every: int = 0
     rival: str = "bare"
-    budget: float = 4.0
+    budget: float = 3.5
     most: int = 31
 
     def arguments(self) -> list[str]:
