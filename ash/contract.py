@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ash.backends import choose_backend, get_backend
+from ash.backends.base import plus
 from ash.backends.instances import instance_matmul
 from ash.checks import UserError, require
 from ash.drawn import DrawnWeight
@@ -65,7 +66,7 @@ def contract(
     flat = x.reshape(b, weight.matrix_shape[1], math.prod(extra))
     added = None if bias is None else bias.flatten()
     if weight.per_instance:
-        y = _plus(_per_instance(weight, flat, backend), added)
+        y = plus(_per_instance(weight, flat, backend), added)
     else:
         y = _shared(weight, flat, backend, added)
     return y.reshape(b, *weight.out_shape, *extra)
@@ -78,15 +79,10 @@ def _check_bias(weight: SparseWeight, x: Tensor | SparseBatch, bias: Tensor) -> 
     require(isinstance(x, Tensor), "a bias with a sparse input; expected none: it would fill every output position.")
 
 
-def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
-    """(b, o, e) and a bias (o,)."""
-    return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)
-
-
 def _shared(weight: SparseWeight, x: Tensor, backend: str, bias: Tensor | None) -> Tensor:
     """(b, i, e) -> (b, o, e) for one weight: the batch and the extra dimensions become columns."""
     if isinstance(weight, DrawnWeight) and backend in ("auto", "triton"):
-        return _plus(weight.multiply(x), bias)
+        return plus(weight.multiply(x), bias)
     rows, cols = weight.matrix_shape
     b, _, e = x.shape
     name = choose_backend(rows, cols, weight.entries, b * e) if backend == "auto" else backend

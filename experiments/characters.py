@@ -207,7 +207,7 @@ def train_one(trial: Trial, held_out: Text, seed: int, run: Run, state: dict[str
         bar.update(1)
         last = trial.step == steps
         if trial.step % every and not last:
-            trial.loop.keep(start + trial.step, now, due=False)
+            run.keep(start + trial.step, now, due=False)
             continue
         found = held_out_bits(trial.net, ids, trial.recipe.context)
         own["curve"].append([trial.step, found])
@@ -218,7 +218,7 @@ def train_one(trial: Trial, held_out: Text, seed: int, run: Run, state: dict[str
         if last:
             finish(trial, own, seed, state)
         due = last or len(own["curve"]) % SAVED_EVERY == 0
-        trial.loop.keep(start + trial.step, partial(dict, state) if last else now, due)
+        run.keep(start + trial.step, partial(dict, state) if last else now, due)
 
 
 def going_on(trial: Trial, own: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Training:
             self._keep_frame()
             self.run.log(self.step, epoch=epoch, **figures)
             self.run.time(self.step, epoch=epoch)
-            self.loop.keep(self.step, self._state, score=figures["validation_accuracy"])
+            self.run.keep(self.step, self._state, score=figures["validation_accuracy"])
 
     def _epoch(self, bar: Any) -> dict[str, float]:
         """One pass over the training set, or what is left of the one that a checkpoint is in the middle of."""
@@ -152,7 +152,7 @@ class Training:
             now["batches"] += 1
             bar.update(1)
             if now["batches"] < len(batches):
-                self.loop.keep(self.step, self._state, due=False)
+                self.run.keep(self.step, self._state, due=False)
         self.epoch = None
         return {"loss": float(now["loss"]) / count, "train_accuracy": int(self.loop.total(now["right"])) / count}
 

@@ -113,7 +113,6 @@ class Training:
                 figures["test_accuracy"] = accuracy(model, self.source)
                 self.results.append({**row._asdict(), **figures, "stored_numbers": count(model).stored_numbers})
             self._log(row, epoch, figures)
-            descent.check_parameters(self.run.step)
             state = training_state(model, optimizer)
             driver = None if rewirer is None else rewirer.state_dict()
             self.current = {"row": list(row), "epoch": epoch, "training": state, "rewirer": driver}

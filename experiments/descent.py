@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ash.checks import UserError
 
-REMEDY = "The checkpoint is as it was: go on from it with --resume"
+REMEDY = "The checkpoint is as it was: go on from it with --resume and a smaller step"
 
 
 class Diverged(UserError):
@@ -43,13 +43,7 @@ class Descent:
         """Raise `Diverged` if the loss, a scalar or several, is not finite."""
         found = float(loss.detach().sum())
         if not math.isfinite(found):
-            raise Diverged(f"step {step}: the loss is {found}; {self._culprit()}. {REMEDY} and a smaller step.")
-
-    def check_parameters(self, step: int) -> None:
-        """Raise `Diverged` if a parameter is not finite, so that none such is ever saved."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.detach().isfinite().all()):
-                raise Diverged(f"after step {step} {name} is not finite. {REMEDY} and a smaller step.")
+            raise Diverged(f"step {step}: the loss is {found}; {self._culprit()}. {REMEDY}.")
 
     def move(self) -> None:
         """The optimizer's step, with the gradient's norm cut."""
@@ -59,12 +53,17 @@ class Descent:
 
     def _culprit(self) -> str:
         """Where the last forward pass, done once more, first is not finite; else the parameter that is not."""
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.detach().isfinite().all()):
-                return f"the first parameter that is not finite is {name}"
+        name = parameter_not_finite(self.model)
+        if name is not None:
+            return f"the first parameter that is not finite is {name}"
         if not self._last:
             return "all parameters are finite"
         return first_not_finite(self.model, self._last[-1]) or "all parameters and all outputs of layers are finite"
+
+
+def parameter_not_finite(model: nn.Module) -> str | None:
+    """The name of the first parameter that holds NaN or infinity; None where none does."""
+    return next((name for name, parameter in model.named_parameters() if not _finite(parameter)), None)
 
 
 def _remembering(last: list[tuple[Any, ...]]) -> Callable[..., None]:

@@ -14,7 +14,7 @@ see the data in the same order; each draws points of its own. After every step r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ class LoopOptions(RunOptions):
     """Largest norm of the gradient."""
 
 
-class Loop(Descent):
+class Loop:
     """The steps of a training of `model` by `optimizer`, on this rank's parts of each batch; call it for the model.
 
     Args:
@@ -63,7 +63,8 @@ class Loop(Descent):
         assert isinstance(options, LoopOptions)
         positive("processes", options.processes)
         positive("accumulate", options.accumulate)
-        super().__init__(model, optimizer, clip if options.clip is None else options.clip)
+        self.model, self.optimizer = model, optimizer
+        self.descent = Descent(model, optimizer, clip if options.clip is None else options.clip)
         self.run, self.accumulate = run, options.accumulate
         self.ranks, self.rank = max(options.processes, processes.world_size()), 0
         plain = self.ranks == 1 and options.precision == "32"
@@ -128,7 +129,7 @@ class Loop(Descent):
         else:
             self.fabric.backward(loss)
 
-    def step(self, step: int) -> Tensor:  # type: ignore[override]
+    def step(self, step: int) -> Tensor:
         """The optimizer's step after the parts of the `step`-th batch; the batch's loss.
 
         Raises `Diverged` before it, on all ranks, if the loss is not finite.
@@ -136,8 +137,8 @@ class Loop(Descent):
         loss = self._loss.clone()
         if self.ranks > 1:
             loss, self.run.stopping.agreed = self._agreed(loss)
-        self.check(loss, step)
-        self.move()
+        self.descent.check(loss, step)
+        self.descent.move()
         if self.ranks > 1:
             check_same_topology(self.model)
         return loss
@@ -149,12 +150,6 @@ class Loop(Descent):
         dist.all_gather(each, own)
         told = torch.stack(each)
         return told[:, 0].sum().to(loss.dtype), int(told[:, 1].max())
-
-    def keep(self, step: int, state: Callable[[], Any], due: bool = True, score: float | None = None) -> None:
-        """`Run.keep`; ranks stop together, at the last step's end. Raises `Diverged` rather than save what is NaN."""
-        if due or self.run.stopping.status:
-            self.check_parameters(step)
-        self.run.keep(step, state, due, score)
 
     def state(self, **generators: torch.Generator) -> dict[str, Any]:
         """As `training_state`, and torch's default generator of every rank. Every rank has to call it."""

@@ -100,7 +100,6 @@ class GraphTraining:
             self.history.append({"epoch": epoch, "step": self.driver.step, **figures})
             self.run.log(self.driver.step, epoch=epoch, **figures)
             self.run.time(self.driver.step, epoch=epoch)
-            self.descent.check_parameters(self.driver.step)
             self.run.keep(self.driver.step, self._state)
 
     def _look(self) -> None:

@@ -66,11 +66,17 @@ def followed(name: str, options: Chosen) -> Iterator[Chosen]:
         own = Path(folder) / "run"
         own.mkdir()
         if options.resume and first.is_dir():
-            shutil.copytree(first / CHECKPOINT, own / CHECKPOINT)
-            for log in (METRICS, TIMING):
-                shutil.copy(first / log, own / log)
+            _copy(first, own)
         with contextlib.redirect_stdout(nowhere):
             yield dataclasses.replace(options, out=own)
+
+
+def _copy(first: Path, own: Path) -> None:
+    """Copy logs and checkpoints while rank 0 may be removing those of them that nobody goes on from."""
+    (own / CHECKPOINT).mkdir()
+    for path in (first / METRICS, first / TIMING, *(first / CHECKPOINT).glob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy(path, own / path.relative_to(first))
 
 
 @cache

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from ash.checks import UserError, require
 from ash.plot.page_tracks import Track
 from experiments import board, checkpoint, files, folder, lock, machine, pages, reproducible, sources
+from experiments.descent import Diverged
 from experiments.folder import BOARD, CHECKPOINT, CONFIG, METRICS, PICTURES, SUMMARY, TIMING
 from experiments.options import RunOptions, check_same_run, fixed, resolve
 from experiments.processes import rank
@@ -180,12 +181,16 @@ class Run:
 
         It is also where the run stops if it was told to (SIGINT, SIGTERM, `--time-limit`): it saves, and raises
         `Stopped`. Call it as often as is possible; where there is nothing to do it takes microseconds. Raises
-        what `save` raises.
+        what `save` and `state` raise; of a `Diverged` it tells the step.
         """
         self.stopping.meet()
         status = self.stopping.status
         if due or status:
-            self.save(step, state(), score)
+            try:
+                now = state()
+            except Diverged as problem:
+                raise Diverged(f"after step {step} {problem}") from None
+            self.save(step, now, score)
         if status:
             raise Stopped(status, step)
 

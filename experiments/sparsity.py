@@ -248,7 +248,6 @@ def train_group(
         losses = trial.run_epoch()
         bar.update(1)
         last = trial.epoch == options.epochs
-        trial.descent.check_parameters(trial.step)
         if trial.epoch % SAVE and not last:
             run.keep(start + trial.step, now, due=False)
             continue

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ash.checks import UserError, require
+from experiments.descent import REMEDY, Diverged, parameter_not_finite
 
 ADVICE = "Resume with the options that the run was started with, or start anew without --resume."
 
@@ -17,7 +18,13 @@ def training_state(
     model: nn.Module, optimizer: Optimizer | None = None, **generators: torch.Generator
 ) -> dict[str, Any]:
     """Everything that decides how training goes on: the states of model, optimizer and generators,
-    torch's default generators among them. The result fits `Run.save`."""
+    torch's default generators among them. The result fits `Run.save`.
+
+    Raises `Diverged` if a parameter is not finite, so that nothing can go on from it.
+    """
+    name = parameter_not_finite(model)
+    if name is not None:
+        raise Diverged(f"{name} is not finite. {REMEDY}.")
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "model": dict(model.state_dict()),

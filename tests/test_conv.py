@@ -35,6 +35,8 @@ from ash.layers.unfold import Fold, Unfold, Window, unfold
 BACKENDS = ("auto", "dense", "torch")
 double = torch.float64
 static = partial(StaticWiring, density=0.4)
+QUIET = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+"""For tests that call `nn.Conv2d`, which says so once."""
 
 
 class Selected(StaticWiring):
@@ -104,7 +106,7 @@ def options(draw: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # nn.Conv2d, once
+@QUIET
 @settings(max_examples=60)
 @given(options(), st.sampled_from(BACKENDS), st.sampled_from([(2,), (), (1,)]))
 def test_all_options_against_the_dense_convolution(given: dict[str, Any], backend: str, lead: tuple[int, ...]) -> None:
@@ -200,6 +202,7 @@ def test_a_gaussian_draw_is_one_convolution_with_it() -> None:
     assert torch.allclose(layer.eval()(x), twin(layer)(x))
 
 
+@QUIET
 @settings(max_examples=20)
 @given(options(), st.integers(0, 3))
 def test_a_kernel_for_each_instance(given: dict[str, Any], b: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from ash import (
@@ -30,6 +28,7 @@ from ash import (
     ranks,
 )
 from ash.ranks import over_ranks
+from tests.two_ranks import in_two
 
 ORDERS = ("largest", "positive", "negative")
 LAYERS = {
@@ -43,11 +42,8 @@ BATCHES = (5, 3)
 """Of the two ranks."""
 
 
-def rank_main(rank: int, folder: str) -> None:
-    """What a rank does: sums of scores, then two rewired layers; what it found is written to the folder."""
-    torch.set_num_threads(1)
-    file = Path(folder) / "meeting"
-    dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2, timeout=timedelta(seconds=300))
+def main(rank: int) -> dict[str, Any]:
+    """What a rank does: sums of scores, then two rewired layers; what it found."""
     x, g = part(rank)
     found: dict[str, Any] = {
         "factors": over_ranks(Factors(x, g)).dense(),
@@ -66,8 +62,7 @@ def rank_main(rank: int, folder: str) -> None:
     found |= {f"places {by}": whole.places(5, torch.tensor([3, 20]), None, by) for by in ORDERS}
     found |= {"rows": whole.places(9, rows=torch.tensor([2])), "all": whole.places(99)}
     found |= {f"{kind} {name}": value for kind in LAYERS for name, value in trained(kind, rank).items()}
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 def trained(kind: str, rank: int) -> dict[str, torch.Tensor]:
@@ -97,12 +92,7 @@ def part(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 def test_two_ranks(tmp_path: Path) -> None:
-    other_rank = mp.get_context("spawn").Process(target=rank_main, args=(1, str(tmp_path)))
-    other_rank.start()
-    rank_main(0, str(tmp_path))
-    other_rank.join(300)
-    assert other_rank.exitcode == 0
-    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    one, other = in_two(main, tmp_path)
     own = {"default wiring.search.proposals", "default wiring.search.kept"}  # led by what each rank has seen
     assert [name for name in one if not torch.equal(one[name], other[name]) and name not in own] == []
     assert all(one[f"{kind} moved"] for kind in ("gaussian", "default", "rigl"))

@@ -27,5 +27,9 @@ class Backend(ABC):
         self, weight: SparseWeight, x: Float[Tensor, "i e"], bias: Float[Tensor, " o"] | None
     ) -> Float[Tensor, "o e"]:
         """The product and a bias for each output, in the type of x; override it where both are one pass."""
-        y = self.matmul(weight, x)
-        return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)
+        return plus(self.matmul(weight, x), bias)
+
+
+def plus(y: Float[Tensor, "... o e"], bias: Float[Tensor, " o"] | None) -> Float[Tensor, "... o e"]:
+    """y and a bias for each output, in the type of y."""
+    return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)

@@ -76,8 +76,8 @@ def _spaces(x: Tensor, columns: int) -> tuple[Pieces, list[tuple[Any, ...]]]:
 
 def _product(kernel: Any, matrix: tuple[Tensor, ...], x: Tensor, size: int, columns: int) -> Tensor:
     y = blank(x.dtype, x.shape[0], size)
-    if not len(matrix[0]) or not y.numel():
-        return y.zero_()
+    if not y.numel():
+        return y
     split, spaces = _spaces(x, columns)
     given = arrays(*matrix, x, y)
     run(lambda i, begin, end: kernel(*given, *spaces[i], begin, end), split)
@@ -99,10 +99,8 @@ def rows_matmul(
     bias: Tensor | None = None,
 ) -> Tensor:
     """(rows × columns in CSR), (b, columns) -> x · Wᵀ + bias, (b, rows). `t_…`: the transpose's structure, if known."""
-    rows, start = len(crow) - 1, x.new_empty(0) if bias is None else bias.contiguous()
-    if not len(values):
-        return x.new_zeros(x.shape[0], rows) if bias is None else bias.expand(x.shape[0], rows).clone()
-    return _product(_lanes().multiply, (values, crow, col, start), x, rows, x.shape[1])
+    start = x.new_empty(0) if bias is None else bias.contiguous()
+    return _product(_lanes().multiply, (values, crow, col, start), x, len(crow) - 1, x.shape[1])
 
 
 @operator("rows_matmul_back(Tensor values, Tensor crow, Tensor col, Tensor g, int columns) -> Tensor")

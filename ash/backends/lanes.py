@@ -50,6 +50,12 @@ def _shuffle(builder, one, other, indices):
     return builder.shuffle_vector(one, other, mask)
 
 
+def _splat(builder, number, kind):
+    """A vector of that kind whose elements are all that number."""
+    blank = ir.Constant(kind, ir.Undefined)
+    return _shuffle(builder, builder.insert_element(blank, number, ir.IntType(32)(0)), blank, [0] * kind.count)
+
+
 def _slice(builder, vector, begin, end):
     return _shuffle(builder, vector, ir.Constant(vector.type, ir.Undefined), range(begin, end))
 
@@ -122,8 +128,7 @@ def spread(typing, block, value, width):
     kind = Lanes(block.dtype, width)
 
     def generate(context, builder, signature, args):
-        blank = ir.Constant(context.get_value_type(kind), ir.Undefined)
-        return _shuffle(builder, builder.insert_element(blank, args[1], ir.IntType(32)(0)), blank, [0] * kind.count)
+        return _splat(builder, args[1], context.get_value_type(kind))
 
     return kind(block, block.dtype, width), generate
 
@@ -143,9 +148,7 @@ def add_product(typing, total, factor, lanes):
     """total + factor · lanes."""
 
     def generate(context, builder, signature, args):
-        blank = ir.Constant(args[2].type, ir.Undefined)
-        first = builder.insert_element(blank, args[1], ir.IntType(32)(0))
-        factors = _shuffle(builder, first, blank, [0] * lanes.count)
+        factors = _splat(builder, args[1], args[2].type)
         return builder.fadd(args[0], builder.fmul(factors, args[2], flags=REORDER), flags=REORDER)
 
     return lanes(lanes, lanes.dtype, lanes), generate

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ash.backends import compiled
-from ash.backends.base import Backend
+from ash.backends.base import Backend, plus
 from ash.backends.operator import operator
 from ash.weight import SparseWeight
 
@@ -213,8 +213,8 @@ class Torch(Backend):
             added = None if bias is None else bias.to(source.dtype)
             return compiled.rows_matmul(values, pattern.crow, pattern.col, rows, *turned, added).t().to(x.dtype)
         known = pattern.transposed if learns else (None, None, None)
-        y = csr_matmul(values, pattern.crow, pattern.col, source.contiguous(), *known).to(x.dtype)
-        return y if bias is None else y + bias.to(y.dtype).unsqueeze(-1)
+        y = csr_matmul(values, pattern.crow, pattern.col, source.contiguous(), *known)
+        return plus(y.to(x.dtype), bias)
 
 
 BACKEND = Torch()

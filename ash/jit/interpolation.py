@@ -37,6 +37,14 @@ def _product(line, order, out):
 
 
 @kernel
+def _products(where, p, cell, middle, half, basis, line, out):
+    """The polynomials of a cell's nodes (order^q) at a point within it."""
+    for j in range(len(line)):
+        _line(where[j, p], middle[cell, j], half[cell, j], basis, line[j])
+    _product(line, len(basis), out)
+
+
+@kernel
 def _transfers(child, parent, middle, half, knots, basis, maps):
     """The polynomials of a cell at the nodes of one within it, column by column: maps (q, theirs, its)."""
     for j in range(maps.shape[0]):
@@ -71,9 +79,7 @@ def gather_up(where, cells, knots, basis, values, charges):
         charges[cell] = 0
         if child[cell] < 0:
             for p in range(first[cell], last[cell]):
-                for j in range(q):
-                    _line(where[j, p], middle[cell, j], half[cell, j], basis, line[j])
-                _product(line, order, product)
+                _products(where, p, cell, middle, half, basis, line, product)
                 for m in range(len(product)):
                     charges[cell, m] += values[p] * product[m]
         else:
@@ -95,9 +101,7 @@ def spread_down(where, cells, knots, basis, sums, weights):
     for cell in range(len(first)):
         if child[cell] < 0:
             for p in range(first[cell], last[cell]):
-                for j in range(q):
-                    _line(where[j, p], middle[cell, j], half[cell, j], basis, line[j])
-                _product(line, order, product)
+                _products(where, p, cell, middle, half, basis, line, product)
                 total = where.dtype.type(0)
                 for m in range(len(product)):
                     total += sums[cell, m] * product[m]

@@ -74,30 +74,16 @@ def check_product(weight: SparseWeight, x: Tensor, backend: str, biased: bool) -
 
 
 @fuzz(
-    1600, seed=SEEDS, out_shape=shapes(), in_shape=shapes(), n=ENTRIES, kind=KINDS, b=BATCHES, extra=EXTRA,
+    2500, seed=SEEDS, out_shape=shapes(), in_shape=shapes(), n=ENTRIES, kind=KINDS, b=BATCHES, extra=EXTRA,
     types=st.tuples(DTYPES, DTYPES), layout=LAYOUTS, backend=BACKENDS, how=each_path,
-    biased=st.booleans(),
+    own=st.booleans(), biased=st.booleans(),
 )  # fmt: skip
-def test_products_of_shared_weights(
+def test_products(
     seed: int, out_shape: Shape, in_shape: Shape, n: int, kind: str, b: int, extra: Shape,
-    types: tuple[torch.dtype, torch.dtype], layout: str, backend: str, how: str, biased: bool,
+    types: tuple[torch.dtype, torch.dtype], layout: str, backend: str, how: str, own: bool, biased: bool,
 ) -> None:  # fmt: skip
-    weight = weight_of(out_shape, in_shape, n, kind, None, types[0])
-    x = laid_out(torch.randn(b, *in_shape, *extra, dtype=torch.float64).to(types[1]), layout).requires_grad_()
-    with path(how):
-        check_product(weight, x, backend, biased)
-
-
-@fuzz(
-    900, seed=SEEDS, out_shape=shapes(2), in_shape=shapes(2), n=ENTRIES, kind=KINDS, b=BATCHES, extra=EXTRA,
-    types=st.tuples(DTYPES, DTYPES), layout=LAYOUTS, backend=BACKENDS, how=each_path,
-    biased=st.booleans(),
-)  # fmt: skip
-def test_products_of_weights_per_instance(
-    seed: int, out_shape: Shape, in_shape: Shape, n: int, kind: str, b: int, extra: Shape,
-    types: tuple[torch.dtype, torch.dtype], layout: str, backend: str, how: str, biased: bool,
-) -> None:  # fmt: skip
-    weight = weight_of(out_shape, in_shape, n, kind, b, types[0])
+    """Of one weight for all, or one for each instance."""
+    weight = weight_of(out_shape, in_shape, n, kind, b if own else None, types[0])
     x = laid_out(torch.randn(b, *in_shape, *extra, dtype=torch.float64).to(types[1]), layout).requires_grad_()
     with path(how):
         check_product(weight, x, backend, biased)
