@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 from experiments.attention_models import GlimpseNet
 from experiments.clutter import Cluttered
 from experiments.descent import Descent
+from experiments.epoch import Epoch, epoch_of, state_of
 from experiments.runs import Run, restore, training_state
 
 EVALUATION_BATCH = 250
@@ -81,7 +82,7 @@ class Contest:
     """The nets by name, what they have done so far, and the data.
 
     Attributes:
-        history: for each net the figures of every epoch.
+        history: for each net the figures of every epoch. epoch: the pass that it is in the middle of.
     """
 
     nets: nn.ModuleDict
@@ -90,6 +91,7 @@ class Contest:
     plan: Plan
     run: Run
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    epoch: Epoch | None = None
 
     def __call__(self) -> None:
         """Train every net to the end of the plan, from the checkpoint of the run if it has one."""
@@ -102,17 +104,23 @@ class Contest:
             if saved is not None and saved[1]["name"] == name:
                 restore(saved[1], self.nets, optimizer)
                 as_parameters(optimizer)
+                self.epoch = epoch_of(saved[1]["epoch"], torch.device("cpu"))
             elif len(self.history[name]) == self.plan.epochs:
                 continue
-            descent = Descent(net, optimizer)
-            bar = self.run.progress(self.plan.epochs * steps, name, len(self.history[name]) * steps)
+            descent, now = Descent(net, optimizer), partial(self._state, name, optimizer)
+            begun = len(self.history[name]) * steps + (0 if self.epoch is None else self.epoch.batches)
+            bar = self.run.progress(self.plan.epochs * steps, name, begun)
             for epoch in range(len(self.history[name]), self.plan.epochs):
-                self._epoch(net, descent, epoch, bar)
-                self._note(name, net, epoch, (place * self.plan.epochs + epoch + 1) * steps)
-                self.run.keep(self.run.step, partial(self._state, name, optimizer))
+                before = (place * self.plan.epochs + epoch) * steps
+                for batches in self._epoch(net, descent, epoch):
+                    bar.update(1)
+                    self.run.keep(before + batches, now, due=False)
+                self._note(name, net, epoch, before + steps)
+                self.run.keep(before + steps, now)
 
     def _state(self, name: str, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return training_state(self.nets, optimizer) | {"name": name, "history": self.history}
+        own = {"name": name, "history": self.history, "epoch": state_of(self.epoch)}
+        return training_state(self.nets, optimizer) | own
 
     def seen(self, data: Cluttered, which: Tensor) -> tuple[Tensor, Tensor]:
         """Canvases and views of some instances, on the device."""
@@ -124,28 +132,31 @@ class Contest:
         self.run.log(step, net=name, epoch=epoch + 1, **figures)
         self.run.time(step, net=name, epoch=epoch + 1)
 
-    def _epoch(self, net: nn.Module, descent: Descent, epoch: int, bar: Any) -> None:
-        """One pass; every epoch but the first has its digits at new places, amid the clutter of others."""
+    def _epoch(self, net: nn.Module, descent: Descent, epoch: int) -> Iterator[int]:
+        """One pass, or what is left of it; gives the batches so far after each.
+
+        Every epoch but the first has its digits at new places, amid the clutter of others.
+        """
         generator = torch.Generator().manual_seed(self.plan.seed * 1000 + epoch)
         data = self.data["train"]
         if self.plan.redraw and epoch:
             data = data.redrawn(generator)
-        order = torch.randperm(len(data), generator=generator)
-        loss_sum, right, count = 0.0, 0, self.plan.per_epoch(len(data))
-        for i, which in enumerate(order.split(self.plan.batch)[:count]):
-            rate = self.plan.rate(epoch * count + i, len(data))
+        count = self.plan.per_epoch(len(data))
+        order = torch.randperm(len(data), generator=generator)[: count * self.plan.batch]
+        now = self.epoch = self.epoch or Epoch.begin(order)
+        for which in now.rest(self.plan.batch):
+            step = epoch * count + now.batches
+            rate = self.plan.rate(step, len(data))
             for group in descent.optimizer.param_groups:
                 group["lr"] = rate
             if isinstance(net, GlimpseNet):
-                net.wiring.training = epoch * count + i < self.plan.freeze_at(len(data))
+                net.wiring.training = step < self.plan.freeze_at(len(data))
             y = data.labels[which].to(self.run.device)
-            loss, hits = self.step(descent, *self.seen(data, which), y, epoch * count + i)
-            loss_sum, right = loss_sum + loss, right + hits
-            bar.update(1)
-        seen = min(len(order), count * self.plan.batch)
-        self._figures = {"loss": loss_sum / count, "train_accuracy": right / seen}
+            now.add(*self.step(descent, *self.seen(data, which), y, step), len(which))
+            yield now.batches
+        self.epoch, self._figures = None, now.figures()
 
-    def step(self, descent: Descent, canvas: Tensor, view: Tensor, y: Tensor, step: int) -> tuple[float, int]:
+    def step(self, descent: Descent, canvas: Tensor, view: Tensor, y: Tensor, step: int) -> tuple[Tensor, int]:
         """One optimizer step, the `step`-th; the loss of the classes, and how many were right."""
         net = descent.model
         with self._precision():
@@ -155,7 +166,7 @@ class Contest:
         if isinstance(net, GlimpseNet) and self.plan.hint:
             total = loss + self.plan.hint * cross_entropy(net.hint(), y)
         descent.step(total, step)
-        return float(loss.detach()), int((output.argmax(1) == y).sum())
+        return loss.detach().cpu(), int((output.argmax(1) == y).sum())
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.plan.low_precision)

@@ -8,6 +8,7 @@ accuracies and a checkpoint. The test set is looked at and never used: the valid
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from ash import GaussianWiring, plot
 from ash.plot import curves
 from experiments.data import Images
+from experiments.epoch import Epoch, epoch_of, state_of
 from experiments.frames import few, packed, take_up
 from experiments.loop import Loop
 from experiments.runs import Run
@@ -123,7 +125,7 @@ class Training:
         self.history: list[dict[str, float]] = []
         self.seen = [look(model)]
         self.step = 0
-        self.epoch: dict[str, Any] | None = None
+        self.epoch: Epoch | None = None
         self.frames = plot.History(FRAMES)
         self._keep_frame()
 
@@ -145,26 +147,25 @@ class Training:
 
     def _epoch(self, bar: Any) -> dict[str, float]:
         """One pass over the training set, or what is left of the one that a checkpoint is in the middle of."""
-        now = self.epoch = self.epoch or self._begin()
-        batches, count = now["order"].split(self.plan.batch), len(now["order"])
-        for batch in batches[now["batches"] :]:
-            now["loss"] += self._step(batch, now["right"]) * len(batch)
-            now["batches"] += 1
+        now = self.epoch = self.epoch or Epoch.begin(self._order())
+        for batch in now.rest(self.plan.batch):
+            now.add(*self._step(batch), len(batch))
             bar.update(1)
-            if now["batches"] < len(batches):
-                self.run.keep(self.step, self._state, due=False)
+            self.run.keep(self.step, self._state, due=False)
         self.epoch = None
-        return {"loss": float(now["loss"]) / count, "train_accuracy": int(self.loop.total(now["right"])) / count}
+        return self._of_all(now).figures()
 
-    def _begin(self) -> dict[str, Any]:
-        """A pass over the training set before its first batch: order, batches done, sums of the loss and of hits."""
+    def _of_all(self, epoch: Epoch) -> Epoch:
+        """A pass with the hits of all ranks."""
+        return dataclasses.replace(epoch, right=self.loop.total(epoch.right.clone()))
+
+    def _order(self) -> Tensor:
         device = self.images.train_x.device
-        order = self.loop.shared(torch.randperm(len(self.images.train_y), device=device))
-        loss, right = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-        return {"order": order, "batches": 0, "loss": loss, "right": right}
+        return self.loop.shared(torch.randperm(len(self.images.train_y), device=device))
 
-    def _step(self, batch: Tensor, right: Tensor) -> Tensor:
-        """One optimizer step; the loss before it, detached. `right` grows by the images that were classified so."""
+    def _step(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step; the loss before it, and how many images of this rank were told rightly."""
+        right = batch.new_zeros(())
         self._freeze_when_due()
         factor = 0.5 * (1 + math.cos(math.pi * self.step / self.total))
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -176,7 +177,7 @@ class Training:
             right += (output.detach().argmax(1) == y).sum() * (share > 0)
         found = self.loop.step(self.step)
         self.step += 1
-        return found
+        return found, right
 
     def objective(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss on a batch, a scalar, and the output `(b, classes)`."""
@@ -205,7 +206,7 @@ class Training:
 
     def _state(self) -> dict[str, Any]:
         return self.loop.state() | {
-            "epoch": self.epoch,
+            "epoch": state_of(self.epoch and self._of_all(self.epoch)),
             "history": self.history,
             "seen": self.seen,
             "frames": packed(self.frames),
@@ -214,7 +215,9 @@ class Training:
     def _go_on(self, step: int, state: dict[str, Any]) -> None:
         self.loop.restore(state)
         self.step, self.history, self.seen = step, state["history"], state["seen"]
-        self.epoch = state["epoch"]
+        self.epoch = epoch_of(state["epoch"], self.run.device)
+        if self.epoch is not None and self.loop.rank:
+            self.epoch.right.zero_()  # rank 0 goes on with those of all
         self.frames = plot.History(FRAMES)
         take_up(self.frames, state["frames"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from ash import Rewirer, count, parameter_groups, sparsify
 from experiments.descent import Descent
+from experiments.epoch import Epoch, epoch_of, state_of
 from experiments.image_source import Source
 from experiments.resnets import resnet
 from experiments.runs import Run, restore, training_state
@@ -70,26 +72,62 @@ class Plan:
         return torch.optim.SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
 
 
+@dataclass
+class _Trainee:
+    """A network that is being trained.
+
+    Attributes:
+        rates: of its optimizer's groups at the start. epochs: that are behind it. epoch: the pass that it is in.
+    """
+
+    row: Row
+    descent: Descent
+    rewirer: Rewirer | None
+    epochs: int = 0
+    epoch: Epoch | None = None
+
+    def __post_init__(self) -> None:
+        self.rates = [float(group["lr"]) for group in self.descent.optimizer.param_groups]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            "row": list(self.row),
+            "epochs": self.epochs,
+            "epoch": state_of(self.epoch),
+            "training": training_state(self.descent.model, self.descent.optimizer),
+            "rewirer": None if self.rewirer is None else self.rewirer.state_dict(),
+        }
+
+    def go_on(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take up a `state`."""
+        restore(state["training"], self.descent.model, self.descent.optimizer)
+        if self.rewirer is not None:
+            self.rewirer.load_state_dict(state["rewirer"])
+        self.epochs, self.epoch = state["epochs"], epoch_of(state["epoch"], device)
+
+
 class Training:
     """Trains the networks of all rows, each to the end of the plan, from the checkpoint of the run if it has one."""
 
     def __init__(self, network: Network, plan: Plan, source: Source, run: Run):
         self.network, self.plan, self.source, self.run = network, plan, source, run
         self.steps = plan.epochs * source.steps(plan.batch)
+        self.per_epoch = source.steps(plan.batch)
         self.results: list[dict[str, Any]] = []
-        self.current: dict[str, Any] | None = None
 
     def __call__(self, rows: list[Row]) -> list[dict[str, Any]]:
         """The results of the rows, one dict each, in the order of training."""
-        saved = self.run.load()
+        saved, current = self.run.load(), None
         if saved is not None:
-            self.results, self.current = saved[1]["results"], saved[1]["current"]
+            self.results, current = saved[1]["results"], saved[1]["current"]
         bar = self.run.progress(len(rows) * self.steps, "training", start=len(self.results) * self.steps)
         for row in rows:
-            if not any(Row(each["density"], each["first_dense"], each["seed"]) == row for each in self.results):
-                self._train(row, bar)
+            if not any(_row(each) == row for each in self.results):
+                going_on = current is not None and Row(*current["row"]) == row
+                self._train(row, current if going_on else None, bar)
         wanted = set(rows)
-        return [each for each in self.results if Row(each["density"], each["first_dense"], each["seed"]) in wanted]
+        return [each for each in self.results if _row(each) in wanted]
 
     def dense_weights(self) -> int:
         """Numbers of the weights that are sparse at most."""
@@ -98,30 +136,30 @@ class Training:
 
     # --- one network -----------------------------------------------------------------------------------
 
-    def _train(self, row: Row, bar: Any) -> None:
+    def _train(self, row: Row, saved: dict[str, Any] | None, bar: Any) -> None:
+        """Train a network to its end, from the state of a checkpoint if there is one."""
+        trainee = self._trainee(row)
+        if saved is not None:
+            trainee.go_on(saved, self.run.device)
+            bar.update(self._steps_of(trainee))
+        while trainee.epochs < self.plan.epochs:
+            figures = self._epoch(trainee, bar)
+            step = self._step(trainee)
+            if trainee.epochs == self.plan.epochs:
+                model = trainee.descent.model
+                figures["test_accuracy"] = accuracy(model, self.source)
+                self.results.append({**row._asdict(), **figures, "stored_numbers": count(model).stored_numbers})
+            self.run.log(step, **row._asdict(), epoch=trainee.epochs, **figures)
+            self.run.time(step, **row._asdict(), epoch=trainee.epochs)
+            self.run.keep(step, partial(self._state, trainee))
+        if trainee.rewirer is not None:
+            trainee.rewirer.close()
+
+    def _trainee(self, row: Row) -> _Trainee:
         torch.manual_seed(row.seed)
         model = self.network.build(row).to(self.run.device)
         optimizer = self.plan.optimizer(model, self.network.wiring == "gaussian" and row.density < 1)
-        rewirer = self._rewirer(model, optimizer, row)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        descent = Descent(model, optimizer)
-        begin = self._go_on(row, model, optimizer, rewirer)
-        bar.update(begin * self.source.steps(self.plan.batch))
-        for epoch in range(begin + 1, self.plan.epochs + 1):
-            figures = self._epoch(epoch, descent, rewirer, rates, bar)
-            if epoch == self.plan.epochs:
-                figures["test_accuracy"] = accuracy(model, self.source)
-                self.results.append({**row._asdict(), **figures, "stored_numbers": count(model).stored_numbers})
-            self._log(row, epoch, figures)
-            state = training_state(model, optimizer)
-            driver = None if rewirer is None else rewirer.state_dict()
-            self.current = {"row": list(row), "epoch": epoch, "training": state, "rewirer": driver}
-            self.run.keep(self.run.step, self._state)
-        if rewirer is not None:
-            rewirer.close()
-
-    def _state(self) -> dict[str, Any]:
-        return {"results": self.results, "current": self.current}
+        return _Trainee(row, Descent(model, optimizer), self._rewirer(model, optimizer, row))
 
     def _rewirer(self, model: nn.Module, optimizer: torch.optim.Optimizer, row: Row) -> Rewirer | None:
         if self.network.wiring not in _REWIRED or row.density == 1:
@@ -129,44 +167,43 @@ class Training:
         every = self.plan.rewire_every or max(1, self.steps // 50)
         return Rewirer(model, optimizer, every=every, end=max(every, 3 * self.steps // 4), seed=row.seed)
 
-    def _go_on(self, row: Row, model: nn.Module, optimizer: torch.optim.Optimizer, rewirer: Rewirer | None) -> int:
-        """Epochs of this network that the checkpoint holds, after taking up its state."""
-        current, self.current = self.current, None
-        if current is None or Row(*current["row"]) != row:
-            return 0
-        restore(current["training"], model, optimizer)
-        if rewirer is not None:
-            rewirer.load_state_dict(current["rewirer"])
-        epochs: int = current["epoch"]
-        return epochs
+    def _state(self, trainee: _Trainee) -> dict[str, Any]:
+        return {"results": self.results, "current": trainee.state()}
 
-    def _log(self, row: Row, epoch: int, figures: dict[str, float]) -> None:
-        step = self.run.step + self.source.steps(self.plan.batch)
-        self.run.log(step, **row._asdict(), epoch=epoch, **figures)
-        self.run.time(step, **row._asdict(), epoch=epoch)
+    def _steps_of(self, trainee: _Trainee) -> int:
+        """Optimizer steps that are behind a network."""
+        return trainee.epochs * self.per_epoch + (0 if trainee.epoch is None else trainee.epoch.batches)
 
-    def _epoch(
-        self, epoch: int, descent: Descent, rewirer: Rewirer | None, rates: list[float], bar: Any
-    ) -> dict[str, float]:
-        """Mean loss and accuracy over an epoch, in training mode."""
+    def _step(self, trainee: _Trainee) -> int:
+        """Those, and the ones of the networks before it."""
+        before = sum(_row(each) != trainee.row for each in self.results)
+        return before * self.steps + self._steps_of(trainee)
+
+    def _epoch(self, trainee: _Trainee, bar: Any) -> dict[str, float]:
+        """Mean loss and accuracy over a pass, in training mode, or what is left of one that a checkpoint is in."""
+        descent = trainee.descent
         model = descent.model.train()
-        step = (epoch - 1) * self.source.steps(self.plan.batch)
-        loss_sum = right = torch.zeros((), device=self.run.device)
-        seen = 0
-        for x, y in self.source.train(self.plan.batch):
+        now = trainee.epoch = trainee.epoch or Epoch.begin(self.source.order())
+        for x, y in self.source.train(now.rest(self.plan.batch)):
+            step = self._steps_of(trainee)
             factor = 0.5 * (1 + math.cos(math.pi * step / self.steps))
-            for group, rate in zip(descent.optimizer.param_groups, rates, strict=True):
+            for group, rate in zip(descent.optimizer.param_groups, trainee.rates, strict=True):
                 group["lr"] = rate * factor
             output = model(x)
             loss = cross_entropy(output, y)
             descent.step(loss, step)
-            if rewirer is not None:
-                rewirer.step()
-            loss_sum = loss_sum + loss.detach() * len(y)
-            right = right + (output.detach().argmax(1) == y).sum()
-            seen, step = seen + len(y), step + 1
+            if trainee.rewirer is not None:
+                trainee.rewirer.step()
+            now.add(loss, (output.argmax(1) == y).sum(), len(y))
             bar.update(1)
-        return {"loss": float(loss_sum) / seen, "train_accuracy": float(right) / seen}
+            self.run.keep(self._step(trainee), partial(self._state, trainee), due=False)
+        trainee.epoch, trainee.epochs = None, trainee.epochs + 1
+        return now.figures()
+
+
+def _row(result: dict[str, Any]) -> Row:
+    """The network that a result is of."""
+    return Row(result["density"], result["first_dense"], result["seed"])
 
 
 @torch.no_grad()

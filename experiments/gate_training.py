@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ash import LayerGraph, gate_penalty
 from ash.optim import parameter_groups
 from experiments.adaptive_training import shifted
 from experiments.descent import Descent
+from experiments.epoch import Epoch, epoch_of, state_of
 from experiments.gate_nets import connection_gates
 from experiments.images import Images
 from experiments.runs import Run, restore, training_state
@@ -52,6 +54,30 @@ class Trained:
         return float(self.history[-1]["test_accuracy"])
 
 
+@dataclass
+class _Trainee:
+    """A net that is being trained for so many epochs, and the pass that it is in the middle of."""
+
+    name: str
+    descent: Descent
+    epochs: int
+    history: list[dict[str, Any]]
+    epoch: Epoch | None = None
+
+    def __post_init__(self) -> None:
+        self.rates = [float(group["lr"]) for group in self.descent.optimizer.param_groups]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        state = training_state(self.descent.model, self.descent.optimizer)
+        return {"name": self.name, "state": state, "history": self.history, "epoch": state_of(self.epoch)}
+
+    def go_on(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take up a `state`."""
+        restore(state["state"], self.descent.model, self.descent.optimizer)
+        self.history, self.epoch = state["history"], epoch_of(state["epoch"], device)
+
+
 class Session:
     """The nets of a run. `train` goes on from the checkpoint of `run` where that net was being trained, and only loads
     a net that is finished."""
@@ -77,60 +103,52 @@ class Session:
             net.load_state_dict(self.done[name]["model"])
             return Trained(net, self.done[name]["history"])
         groups = parameter_groups(net, self.recipe.lr, gate_lr=self.recipe.gate_lr)
-        rates = [float(group["lr"]) for group in groups]
-        optimizer = torch.optim.Adam(groups, fused=True)
-        history: list[dict[str, Any]] = []
+        descent = Descent(net, torch.optim.Adam(groups, fused=True))
+        trainee = _Trainee(name, descent, epochs, [{"epoch": 0, "gates": _gates(net)}])
         if self.partial is not None and self.partial["name"] == name:
-            restore(self.partial["state"], net, optimizer)
-            history = self.partial["history"]
-        else:
-            history.append({"epoch": 0, "gates": _gates(net)})
-        self._train(name, net, optimizer, rates, history, epochs)
-        self.done[name] = {"model": dict(net.state_dict()), "history": history}
-        self.partial = None
-        self._save()
-        return Trained(net, history)
+            trainee.go_on(self.partial, self.run.device)
+            self.partial = None
+        self._train(trainee)
+        self.done[name] = {"model": dict(net.state_dict()), "history": trainee.history}
+        self.run.keep(self.step, self._state)
+        return Trained(net, trainee.history)
 
-    def _train(
-        self,
-        name: str,
-        net: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        rates: list[float],
-        history: list[dict[str, Any]],
-        epochs: int,
-    ) -> None:
-        each, descent = self.steps, Descent(net, optimizer)
-        bar = self.run.progress(epochs * each, name, start=(len(history) - 1) * each)
-        for epoch in range(len(history), epochs + 1):
-            figures = self._epoch(descent, rates, (epoch - 1) * each, epochs * each, bar)
-            if epoch == epochs or epoch % JUDGE_EVERY == 0:
+    def _train(self, trainee: _Trainee) -> None:
+        net, history, each = trainee.descent.model, trainee.history, self.steps
+        begun = 0 if trainee.epoch is None else trainee.epoch.batches
+        bar = self.run.progress(trainee.epochs * each, trainee.name, start=(len(history) - 1) * each + begun)
+        for epoch in range(len(history), trainee.epochs + 1):
+            figures = self._epoch(trainee, bar)
+            if epoch == trainee.epochs or epoch % JUDGE_EVERY == 0:
                 figures["test_accuracy"] = self.accuracy(net)
             history.append({"epoch": epoch, **figures, "gates": _gates(net)})
-            self.run.log(self.step, net=name, **history[-1])
-            self.run.time(self.step, net=name, epoch=epoch)
-            if epoch < epochs:
-                self.partial = {"name": name, "state": training_state(net, optimizer), "history": history}
-                self._save()
+            self.run.log(self.step, net=trainee.name, **history[-1])
+            self.run.time(self.step, net=trainee.name, epoch=epoch)
+            if epoch < trainee.epochs:
+                self.run.keep(self.step, partial(self._state, trainee))
         bar.close()
 
-    def _epoch(self, descent: Descent, rates: list[float], step: int, total: int, bar: Any) -> dict[str, Any]:
-        x, y, recipe = self.images.train_x, self.images.train_y, self.recipe
+    def _epoch(self, trainee: _Trainee, bar: Any) -> dict[str, Any]:
+        """One pass, or what is left of the one that a checkpoint is in the middle of."""
+        x, y, recipe, descent = self.images.train_x, self.images.train_y, self.recipe, trainee.descent
         net = descent.model.train()
         sparse = recipe.sparsity > 0 and bool(_gates(net))
-        loss_sum, right = torch.zeros((), device=y.device), torch.zeros((), dtype=torch.int64, device=y.device)
-        for number, batch in enumerate(torch.randperm(len(y), device=y.device).split(recipe.batch)):
-            factor = 0.5 * (1 + math.cos(math.pi * (step + number) / total)) if recipe.cosine else 1.0
-            for group, rate in zip(descent.optimizer.param_groups, rates, strict=True):
+        now = trainee.epoch = trainee.epoch or Epoch.begin(torch.randperm(len(y), device=y.device))
+        begin, total = (len(trainee.history) - 1) * self.steps, trainee.epochs * self.steps
+        for batch in now.rest(recipe.batch):
+            step = begin + now.batches
+            factor = 0.5 * (1 + math.cos(math.pi * step / total)) if recipe.cosine else 1.0
+            for group, rate in zip(descent.optimizer.param_groups, trainee.rates, strict=True):
                 group["lr"] = rate * factor
             output = self._output(net, shifted(x[batch], recipe.shift, recipe.mirror))
             loss = cross_entropy(output, y[batch])
-            descent.step(loss + recipe.sparsity * gate_penalty(net) if sparse else loss, step + number)
-            loss_sum += loss.detach() * len(batch)
-            right += (output.argmax(1) == y[batch]).sum()
+            descent.step(loss + recipe.sparsity * gate_penalty(net) if sparse else loss, step)
+            now.add(loss, (output.argmax(1) == y[batch]).sum(), len(batch))
             self.step += 1
             bar.update(1)
-        return {"loss": float(loss_sum) / len(y), "train_accuracy": int(right) / len(y)}
+            self.run.keep(self.step, partial(self._state, trainee), due=False)
+        trainee.epoch = None
+        return now.figures()
 
     def _output(self, net: nn.Module, x: Tensor) -> Tensor:
         """Logits in float32; inside, convolutions run in bfloat16 where that was asked for."""
@@ -151,8 +169,8 @@ class Session:
         net.train()
         return right / len(self.images.test_y)
 
-    def _save(self) -> None:
-        self.run.keep(self.step, lambda: {"done": self.done, "partial": self.partial})
+    def _state(self, trainee: _Trainee | None = None) -> dict[str, Any]:
+        return {"done": self.done, "partial": None if trainee is None else trainee.state()}
 
 
 def _gates(net: nn.Module) -> list[float]:

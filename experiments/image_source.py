@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from experiments.images import DataError, Images
 
 Batch = tuple[Tensor, Tensor]
 EVALUATION_BATCH = 500
+SEEDS = 1 << 62
 
 
 class Source(ABC):
@@ -31,8 +31,12 @@ class Source(ABC):
     train_images: int
 
     @abstractmethod
-    def train(self, batch: int) -> Iterator[Batch]:
-        """Required. The training images once, in an order that torch's default generator draws."""
+    def order(self) -> Tensor:
+        """Required. An order of the training images `(n, …)`, a row for each, drawn by torch's default generator."""
+
+    @abstractmethod
+    def train(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        """Required. A batch for each part of an order."""
 
     @abstractmethod
     def test(self) -> Iterator[Batch]:
@@ -56,9 +60,11 @@ class InMemory(Source):
         self.train_y, self.test_y = images.train_y.to(device), images.test_y.to(device)
         self.train_images, self.channels, self.size = len(self.train_y), self.train_x.shape[1], self.train_x.shape[2]
 
-    def train(self, batch: int) -> Iterator[Batch]:
-        order = torch.randperm(self.train_images).to(self.train_y.device)
-        for part in order.split(batch):
+    def order(self) -> Tensor:
+        return torch.randperm(self.train_images).to(self.train_y.device)
+
+    def train(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        for part in parts:
             x = self.train_x[part]
             x = shifted(x, self.size // 8) if self.augment else x
             yield x.contiguous(memory_format=torch.channels_last), self.train_y[part]
@@ -105,14 +111,21 @@ class PictureFolder(Source):
         self._test = _Pictures(folder / "val", classes, size, crop=False)
         self.train_images = len(self._train)
 
-    def train(self, batch: int) -> Iterator[Batch]:
-        return self._batches(DataLoader(self._train, batch, shuffle=True, num_workers=self.workers))
+    def order(self) -> Tensor:
+        """The pictures' numbers, and for each the seed of its crop: whoever loads it, it is cropped alike."""
+        return torch.stack([torch.randperm(self.train_images), torch.randint(SEEDS, (self.train_images,))], 1)
+
+    def train(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        return self._batches(self._train, parts)
 
     def test(self) -> Iterator[Batch]:
-        return self._batches(DataLoader(self._test, EVALUATION_BATCH, num_workers=self.workers))
+        every = torch.arange(len(self._test))
+        return self._batches(self._test, torch.stack([every, every], 1).split(EVALUATION_BATCH))
 
-    def _batches(self, loader: DataLoader[Any]) -> Iterator[Batch]:
-        for x, y in loader:
+    def _batches(self, pictures: _Pictures, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        keys = ([(index, seed) for index, seed in part.tolist()] for part in parts)
+        own = torch.Generator()  # the loader draws from it what nobody uses
+        for x, y in DataLoader(pictures, batch_sampler=keys, num_workers=self.workers, generator=own):
             yield x.to(self.device).contiguous(memory_format=torch.channels_last), y.to(self.device)
 
 
@@ -129,7 +142,7 @@ def _classes(folder: Path) -> list[str]:
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):
-    """The pictures below a folder, `(3, size, size)` and standardised by ImageNet's colours."""
+    """The pictures below a folder, `(3, size, size)` and standardised by ImageNet's colours, by number and seed."""
 
     MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
     STD = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
@@ -150,18 +163,20 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        index, seed = key
         path, label = self.files[index]
+        generator = torch.Generator().manual_seed(seed)
         with self.image.open(path) as file:
             picture = file.convert("RGB")
-        box = self._random_box(*picture.size) if self.crop else self._centre_box(*picture.size)
+        box = self._random_box(generator, *picture.size) if self.crop else self._centre_box(*picture.size)
         small = picture.resize((self.size, self.size), self.image.Resampling.BILINEAR, box=box)
         x = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
-        x = x.flip(2) if self.crop and torch.rand(()) < 0.5 else x
+        x = x.flip(2) if self.crop and torch.rand((), generator=generator) < 0.5 else x
         return (x - self.MEAN) / self.STD, label
 
-    def _random_box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        share, place = torch.rand(2), torch.rand(2)
+    def _random_box(self, generator: torch.Generator, width: int, height: int) -> tuple[float, float, float, float]:
+        share, place = torch.rand(2, 2, generator=generator)
         area = width * height * (0.08 + 0.92 * float(share[0]))
         ratio = math.exp((2 * float(share[1]) - 1) * math.log(4 / 3))
         w, h = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))

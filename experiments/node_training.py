@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.descent import Descent
+from experiments.epoch import Epoch, epoch_of, state_of
 from experiments.image_source import Source
 from experiments.node_wirings import Driver, edges_now
 from experiments.runs import Run, restore, training_state
@@ -82,6 +83,7 @@ class GraphTraining:
         self.descent = Descent(model, optimizer)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.history: list[dict[str, float]] = []
+        self.epoch: Epoch | None = None
         self.record, self.frames = Record(), frozenset(frame_steps(driver.total))
 
     def __call__(self) -> None:
@@ -108,10 +110,10 @@ class GraphTraining:
             self.record.frames.append((self.driver.step, edges_now(self.model)))
 
     def _epoch(self, bar: Any) -> dict[str, float]:
+        """One pass over the training images, or what is left of the one that a checkpoint is in the middle of."""
         self.model.train()
-        device = next(self.model.parameters()).device
-        loss_sum, right, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-        for x, y in self.source.train(self.batch):
+        now = self.epoch = self.epoch or Epoch.begin(self.source.order())
+        for x, y in self.source.train(now.rest(self.batch)):
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * self.driver.rate(self.factor)
             output = self.model(x)
@@ -119,20 +121,22 @@ class GraphTraining:
             self.descent.step(loss, self.driver.step)
             self.driver.after(self.optimizer)
             self._look()
-            loss_sum, right = loss_sum + loss.detach() * len(y), right + (output.argmax(1) == y).sum()
-            seen += len(y)
+            now.add(loss, (output.argmax(1) == y).sum(), len(y))
             bar.update(1)
-        return {"loss": float(loss_sum) / seen, "train_accuracy": int(right) / seen}
+            self.run.keep(self.driver.step, self._state, due=False)
+        self.epoch = None
+        return now.figures()
 
     def _state(self) -> dict[str, Any]:
         frames = [[step, *edges] for step, edges in self.record.frames]
         record = {"frames": frames, "moved": self.record.moved, "last": self.record.last}
-        own = {"history": self.history, "record": record, "driver": self.driver.state()}
+        own = {"history": self.history, "epoch": state_of(self.epoch), "record": record, "driver": self.driver.state()}
         return training_state(self.model, self.optimizer) | own
 
     def _go_on(self, state: dict[str, Any]) -> None:
         restore(state, self.model, self.optimizer)
         self.driver.restore(state["driver"])
+        self.epoch = epoch_of(state["epoch"], self.run.device)
         self.history, kept = state["history"], state["record"]
         frames = [(int(step), list(edges)) for step, *edges in kept["frames"]]
         self.record = Record(frames, kept["moved"], kept["last"])

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ash.checks import UserError
-from experiments import attention
 from experiments.__main__ import main
 from experiments.attention import Options, build, check, enlarge
 from experiments.attention_models import FullNet, GlimpseNet, ViewNet, flops
@@ -52,31 +51,6 @@ def test_pixels_read_are_those_of_view_and_glimpses(finished: Path) -> None:
     summary = content(finished)
     assert 25**2 + 8**2 <= summary["pixels_read"] <= 25**2 + 2 * 8**2
     assert summary["pixels_share"] == pytest.approx(summary["pixels_read"] / 50**2)
-
-
-def test_a_resumed_run_ends_as_one_that_was_not_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
-) -> None:
-    options = (*SMALL, "--epochs", "2", "--nets", "glimpses", "view")
-    assert start(tmp_path / "whole", *options) == 0
-    epochs = attention.Contest._epoch
-    count = 0
-
-    def stop(*arguments: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == 2:
-            raise KeyboardInterrupt
-        epochs(*arguments)
-
-    for attempt in range(2):  # stopped within the first net, then within the second
-        with monkeypatch.context() as patch:
-            patch.setattr(attention.Contest, "_epoch", stop)
-            assert start(tmp_path / "parts", *options, *(("--resume",) if attempt else ())) == 130
-        count = -1
-    assert start(tmp_path / "parts", *options, "--resume") == 0
-    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "parts/metrics.jsonl").read_bytes()
-    assert content(tmp_path / "whole")["test_accuracy"] == content(tmp_path / "parts")["test_accuracy"]
 
 
 def test_flops_of_the_view_net_by_hand() -> None:

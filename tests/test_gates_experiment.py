@@ -19,6 +19,7 @@ from experiments.__main__ import main
 from experiments.gate_nets import Shapes, learned
 from experiments.gate_table import agreement, label, markdown, row
 from experiments.gates import Options, blog
+from experiments.runs import Run
 from tests.page_data import held, numbers
 
 SMALL = Shapes((1, 16, 16), 10, 2, 2)
@@ -115,16 +116,16 @@ WHOLE = ("--seeds", 2, "--sparsity", 0.1)
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that is stopped within its second net and resumed, and, finished, extended."""
-    out, saves, save = tmp_path_factory.mktemp("gates") / "run", [0], gate_training.Session._save
+    out, saves, save = tmp_path_factory.mktemp("gates") / "run", [0], Run.save
 
-    def stop(session: gate_training.Session) -> None:
-        save(session)
+    def stop(*arguments: Any) -> None:
+        save(*arguments)
         saves[0] += 1
         if saves[0] == 3:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate_training.Session, "_save", stop)
+        patch.setattr(Run, "save", stop)
         assert start(out, *WHOLE) == 130
     assert start(out, *WHOLE, "--resume") == 0
     assert "scratch_accuracy" not in content(out)

@@ -60,7 +60,7 @@ def test_images_in_memory_come_once_each() -> None:
     y = torch.arange(10)
     source = InMemory(Images(x, y, x[:3], y[:3], name="ten"), False, torch.device("cpu"))
     assert (source.channels, source.size, source.classes, source.steps(4)) == (1, 8, 10, 3)
-    batches = list(source.train(4))
+    batches = list(source.train(source.order().split(4)))
     assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(10))
     assert all(torch.equal(images[:, 0, 0, 0].long(), labels) for images, labels in batches)
     assert [labels.tolist() for _, labels in source.test()] == [[0, 1, 2]]
@@ -81,14 +81,29 @@ def pictures(folder: Path, parts: tuple[str, ...] = ("train", "val"), classes: t
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
     source = PictureFolder(pictures(tmp_path), torch.device("cpu"), size=66, workers=0)
     assert (source.classes, source.train_images, source.steps(3)) == (2, 4, 2)
-    for batches in (list(source.train(3)), list(source.test())):
+    for batches in (list(source.train(source.order().split(3))), list(source.test())):
         x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
         assert x.shape == (4, 3, 66, 66) and sorted(y.tolist()) == [0, 0, 1, 1]
         expected = ((60 + 120 * y.float()) / 255).reshape(-1, 1, 1)
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         assert torch.allclose(x.mean((2, 3)).unsqueeze(1), (expected - mean) / std, atol=1e-5)
     model = resnet("resnet18", 3, 2, 66, 2)
-    assert model(source._train[0][0].unsqueeze(0).expand(2, 3, 66, 66)).shape == (2, 2)
+    assert model(source._train[0, 7][0].unsqueeze(0).expand(2, 3, 66, 66)).shape == (2, 2)
+
+
+def test_crops_are_the_same_whoever_makes_them_and_where_a_pass_goes_on(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        Image.effect_noise((90, 70), 50).save(path)
+    sources = [PictureFolder(tmp_path, torch.device("cpu"), size=20, workers=n) for n in (0, 2)]
+    parts = sources[0].order().split(1)
+    state = torch.get_rng_state()
+    alone, two = (torch.cat([x for x, _ in source.train(parts)]) for source in sources)
+    rest = torch.cat([x for x, _ in sources[1].train(parts[2:])])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(alone, two) and torch.equal(rest, alone[2:])
+    again = next(sources[0].train(sources[0].order().split(4)))
+    assert not torch.equal(again[0], alone)
 
 
 @pytest.mark.parametrize(
