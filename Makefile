@@ -55,10 +55,15 @@ kills: setup
 soak: setup
 	OMP_NUM_THREADS=1 $(PY) -m tests.soak
 
+# What is compiled runs once more as Python, that it can be traced; what only the compiler calls, with nothing cached.
+COVER = $(PY) -m coverage run -m pytest -q
+NUMBA = cells contexts contract drawn drawn_matrix frozen growth kernels means pattern sampling top_k
 coverage: setup
 	$(PY) -m coverage erase
-	$(PY) -m coverage run -m pytest -q -n auto --maxprocesses 8 --dist worksteal
-	TRITON_INTERPRET=1 $(PY) -m coverage run -m pytest -q -m triton tests/test_triton.py
+	$(COVER) -n auto --maxprocesses 8 --dist worksteal
+	TRITON_INTERPRET=1 $(COVER) -m triton tests/test_triton.py
+	NUMBA_DISABLE_JIT=1 $(COVER) -n auto --maxprocesses 8 --dist worksteal -W ignore::RuntimeWarning $(NUMBA:%=tests/test_%.py)
+	NUMBA_CACHE_DIR=$$(mktemp -d) $(COVER) tests/test_compiled.py
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report
 

@@ -7,6 +7,7 @@ dL/dx = rows_matmul(Wᵀ, g), which reads where `rows_matmul_back` reads and wri
 beat the library's CSR product; without numba it is False everywhere.
 """
 
+import os
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ash.backends.operator import operator
-from ash.jit import Pieces, arrays, available, blank, pieces, run
+from ash.jit import Pieces, arrays, blank, pieces, run
+from ash.jit import available as has_numba
 
 LEAST_BATCH = 16
 """Below, most lanes of a block would be empty."""
@@ -31,6 +33,11 @@ STRIP = 1 << 16
 
 enabled = True
 """False keeps the compiled kernels out of use."""
+
+
+def available() -> bool:
+    """Whether numba is there and compiles: what the kernels are made of cannot be run as Python."""
+    return has_numba() and os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
 
 
 @cache
