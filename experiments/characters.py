@@ -38,7 +38,6 @@ import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -52,6 +51,7 @@ from experiments.characters_text import Text, read, write
 from experiments.characters_training import Recipe, Trial, build
 from experiments.evaluation import kept_apart, read_run
 from experiments.loop import LoopOptions
+from experiments.options import EvaluateOptions
 from experiments.runs import Run
 from experiments.sparsity_training import long_training
 from experiments.state import load_model
@@ -65,7 +65,7 @@ BEGINNINGS = ("47+38=", "fabhc|", "the old dog that likes two cats ")
 
 
 @dataclass
-class Options(LoopOptions):
+class Options(EvaluateOptions, LoopOptions):
     """Options."""
 
     wiring: tuple[Name, ...] = ("dense", "narrow", "rigl", "set", "top_k", "static")
@@ -98,10 +98,8 @@ class Options(LoopOptions):
     """Steps between rewirings, by the gradient averaged over them, until three quarters of the run."""
     fraction: float = 0.3
     """Share of a layer's entries that is rewired, annealed to 0 by a cosine."""
-    evaluate: Path | None = None
-    """Folder of a run whose nets are to be judged again; nothing is trained."""
 
-    may_change: ClassVar[frozenset[str]] = LoopOptions.may_change - {"steps", "epochs", "data_dir", "download"}
+    may_change: ClassVar[frozenset[str]] = EvaluateOptions.may_change - {"steps", "epochs", "data_dir", "download"}
     """One cosine spans the run, so that another number of steps is another run."""
 
     def resolved(self) -> Options:
@@ -111,7 +109,7 @@ class Options(LoopOptions):
             few = {"seeds": 1, "steps": 20, "batch": 4, "width": 16, "layers": 1, "every": 5, "context": 64}
             changes = {name: min(getattr(self, name), most) for name, most in few.items()}
             changes |= {"train_characters": 5_000, "held_out_characters": 1_000}
-        return kept_apart(dataclasses.replace(self, **changes), self.evaluate)
+        return kept_apart(dataclasses.replace(self, **changes))
 
 
 def run(options: Options, run: Run) -> dict[str, object]:
@@ -119,7 +117,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
     check(options)
     held_out = write(options.held_out_characters, HELD_OUT_SEED)
     if options.evaluate is not None:
-        return {"floor": held_out.bits_per_character, "rows": evaluate(options.evaluate, held_out, run)}
+        return {"floor": held_out.bits_per_character, "rows": evaluate(options, held_out, run)}
     with long_training():
         done, nets = train(options, held_out, run)
     rows = [row(wiring, list(cells.values())) for wiring, cells in done.items()]
@@ -240,16 +238,16 @@ def finish(trial: Trial, own: dict[str, Any], seed: int, state: dict[str, Any]) 
     state["nets"].setdefault(wiring, {})[str(seed)] = dict(trial.net.state_dict())
 
 
-def evaluate(folder: Path, held_out: Text, run: Run) -> list[dict[str, Any]]:
-    """The bits of the nets that the run in `folder` has finished, on the held-out text of these options."""
-    saved = read_run(folder, "characters")
+def evaluate(options: Options, held_out: Text, run: Run) -> list[dict[str, Any]]:
+    """The bits of the nets that the run of `--evaluate` has finished, on the held-out text of these options."""
+    saved = read_run(options, "characters")
     rows = []
     for wiring, nets in saved.state["nets"].items():
         recipe = recipe_of(saved.meta["options"], wiring)
         found = (trained(recipe, int(seed), saved.state, run) for seed in nets)
         bits = [held_out_bits(net, held_out.ids.to(run.device), recipe.context) for net in found]
         rows.append({"wiring": wiring, **mean_bits(bits)})
-    require(bool(rows), f"the run in {folder} has finished no net yet; expected at least one; go on with --resume.")
+    require(bool(rows), f"--evaluate {options.evaluate}: no net is finished there; expected one; --resume it.")
     return rows
 
 

@@ -79,7 +79,8 @@ from experiments.image_source import InMemory, PictureFolder, Source, is_picture
 from experiments.node_nets import CHAIN, ChainedGraphs, Shape, SmallNet, graphs_of
 from experiments.node_training import GraphTraining, accuracy
 from experiments.node_wirings import PHASED, Driver, make_optimizer, wire
-from experiments.runs import Run, RunOptions
+from experiments.options import EvaluateOptions
+from experiments.runs import Run
 from experiments.state import restore
 
 SHAPES = {
@@ -95,7 +96,7 @@ Ways = Literal[
 
 
 @dataclass
-class Options(RunOptions):
+class Options(EvaluateOptions):
     """Options; where none is given, None stands for the data set's or the model's own."""
 
     data: Literal["mnist", "cifar10", "digits", "folder"] | None = None
@@ -144,10 +145,8 @@ class Options(RunOptions):
     """Steps between rewirings of set and rigl; a hundredth of the run."""
     rewire_fraction: float = 0.3
     """Share of the edges that the first rewiring drops."""
-    evaluate: Path | None = None
-    """Folder of a run to judge; nothing is trained."""
 
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"epochs"} | {"evaluate"}
+    may_change: ClassVar[frozenset[str]] = EvaluateOptions.may_change - {"epochs"}
     """One schedule spans the run, so that another number of epochs is another run."""
 
     def resolved(self) -> Options:
@@ -165,7 +164,7 @@ class Options(RunOptions):
         chosen = dataclasses.replace(self, **missing)
         for name in ("epochs", "batch", "lr", "edge_lr"):
             positive(f"--{name}", getattr(chosen, name))
-        chosen = kept_apart(chosen, self.evaluate)
+        chosen = kept_apart(chosen)
         return dataclasses.replace(chosen, epochs=2, train_images=200, batch=50) if self.quick else chosen
 
 
@@ -294,8 +293,7 @@ def _at_224(options: Options, model: nn.Module) -> int:
 @torch.no_grad()
 def judge(options: Options, model: nn.Module, source: Source) -> dict[str, object]:
     """The figures of `--evaluate`."""
-    assert options.evaluate is not None
-    saved = read_run(options.evaluate, "dnw")
+    saved = read_run(options, "dnw")
     restore({**saved.state, "optimizer": None}, model)
     model.eval()
     x = next(iter(source.test()))[0][:100]

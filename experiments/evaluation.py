@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TypeVar
 
 from ash.checks import require
 from experiments import checkpoint
 from experiments.folder import CHECKPOINT
-from experiments.options import RunOptions
+from experiments.options import EvaluateOptions
 
-Chosen = TypeVar("Chosen", bound=RunOptions)
+Chosen = TypeVar("Chosen", bound=EvaluateOptions)
 
 
-def read_run(folder: Path, experiment: str) -> checkpoint.Checkpoint:
-    """The checkpoint of a run of `experiment`, from its folder or the one of its checkpoint.
+def read_run(options: EvaluateOptions, experiment: str) -> checkpoint.Checkpoint:
+    """The checkpoint that a run of `experiment` is to be judged by, from its folder or the one of its checkpoints.
 
     Raises `UserError` for one that is missing, damaged, or of another experiment.
     """
-    saved = checkpoint.read(folder / CHECKPOINT if folder.name != CHECKPOINT else folder)
+    folder = options.evaluate
+    assert folder is not None
+    saved = checkpoint.read(folder if folder.name == CHECKPOINT else folder / CHECKPOINT, options.checkpoint)
     require(
         saved.meta["experiment"] == experiment,
         f"--evaluate {folder}: a checkpoint of {saved.meta['experiment']!r}; expected one of {experiment!r}.",
@@ -27,9 +28,9 @@ def read_run(folder: Path, experiment: str) -> checkpoint.Checkpoint:
     return saved
 
 
-def kept_apart(options: Chosen, evaluate: Path | None) -> Chosen:
+def kept_apart(options: Chosen) -> Chosen:
     """The options with a folder inside the run's, where an evaluation would write over the run that it reads."""
-    out = options.out
-    if evaluate is None or out is None or evaluate.resolve() != out.resolve():
+    out, read = options.out, options.evaluate
+    if read is None or out is None or read.resolve() != out.resolve():
         return options
     return dataclasses.replace(options, out=out / "evaluation")

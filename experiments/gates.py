@@ -74,13 +74,14 @@ from experiments.gate_nets import BASE, Shapes, learned
 from experiments.gate_retraining import retrain
 from experiments.gate_table import agreement, collect, label, mean
 from experiments.gate_training import Recipe, Session, Trained
-from experiments.runs import Run, RunOptions
+from experiments.options import EvaluateOptions
+from experiments.runs import Run
 
 QUICK = 300
 
 
 @dataclass
-class Options(RunOptions):
+class Options(EvaluateOptions):
     """Options; where none is given, None stands for the data set's own."""
 
     net: Literal["gated", "open", "chain", "narrow"] = "gated"
@@ -131,12 +132,9 @@ class Options(RunOptions):
     """Share of the gates that --retrain removes, the lowest."""
     table: Path | None = None
     """Collect the runs in the subfolders of this folder."""
-    evaluate: Path | None = None
-    """Judge the nets in the checkpoint of the run in this folder."""
 
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"epochs"} | {
+    may_change: ClassVar[frozenset[str]] = EvaluateOptions.may_change - {"epochs"} | {
         "table",
-        "evaluate",
         "baseline",
         "retrain",
         "seeds",
@@ -147,7 +145,7 @@ class Options(RunOptions):
         """These options with the data set's own where none is given."""
         own: dict[str, Any] = {"epochs": 15, "batch": 64 if self.data_dir is None else 256}
         missing: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
-        found = kept_apart(dataclasses.replace(self, **missing), self.evaluate)
+        found = kept_apart(dataclasses.replace(self, **missing))
         if not self.quick:
             return found
         return dataclasses.replace(found, epochs=min(found.epochs or 0, 2), train_images=found.train_images or QUICK)
@@ -320,9 +318,7 @@ def draw(mains: list[Trained], run: Run, steps: int) -> None:
 
 def evaluate(options: Options, run: Run) -> dict[str, object]:
     """Test accuracies of the nets in the checkpoint of a run."""
-    folder = options.evaluate
-    assert folder is not None
-    saved = read_run(folder, "gates")
+    saved = read_run(options, "gates")
     names = {field.name for field in dataclasses.fields(Options)} - Options.may_change
     options = dataclasses.replace(options, **{k: v for k, v in saved.meta["options"].items() if k in names})
     images = read(options, run.device)
@@ -335,5 +331,5 @@ def evaluate(options: Options, run: Run) -> dict[str, object]:
         net = make()
         net.load_state_dict(state["model"])
         found[name] = session.accuracy(net.to(run.device))
-    require(bool(found), f"--evaluate {folder}: no net is finished there; expected at least one; --resume the run.")
+    require(bool(found), f"--evaluate {options.evaluate}: no net is finished there; expected one; --resume it.")
     return {"test_accuracy": found}

@@ -328,7 +328,7 @@ def run(options: Any, run: Run) -> dict[str, object]:
     untrained = copy.deepcopy(model)
     learner = Learner(model, options.steps, options.isomorphism.lr, options.quick)
     if options.evaluate is not None:
-        load_trained(model, options.evaluate, options.task)
+        load_trained(model, options)
     else:
         learner.train(run, partial(_loss, model, task), partial(_progress, model, task))
         at = [each["step"] for each in learner.curve]

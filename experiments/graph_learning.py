@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,15 +87,15 @@ def stored_numbers(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def read_task(folder: Path, task: str) -> Checkpoint:
-    """The checkpoint of a run of a task. Raises `UserError` for a run of another task or experiment."""
-    saved = read_run(folder, "graphs")
+def read_task(options: Any, task: str) -> Checkpoint:
+    """The checkpoint of `--evaluate`. Raises `UserError` for a run of another task or experiment."""
+    saved = read_run(options, "graphs")
     found = saved.meta["options"]["task"]
-    require(found == task, f"--evaluate {folder}: a run of --task {found}; expected one of --task {task}.")
+    require(found == task, f"--evaluate {options.evaluate}: a run of --task {found}; expected one of --task {task}.")
     return saved
 
 
-def load_trained(model: nn.Module, folder: Path, task: str) -> None:
-    """Give the model what the run in a folder has trained. Raises `UserError` for a run of another task."""
-    saved = read_task(folder, task)
+def load_trained(model: nn.Module, options: Any) -> None:
+    """Give the model what the run of `--evaluate` has trained. Raises `UserError` for a run of another task."""
+    saved = read_task(options, options.task)
     restore({**saved.state["training"], "optimizer": None}, model)

@@ -270,7 +270,7 @@ def run(options: Any, run: Run) -> dict[str, object]:
     model = Walk(options.pagerank, steps // 2).to(run.device)
     learner = Learner(model, steps, options.pagerank.lr, options.quick)
     if options.evaluate is not None:
-        load_trained(model, options.evaluate, options.task)
+        load_trained(model, options)
     else:
         learner.train(run, partial(_loss, model, task), partial(_progress, model, task))
         series = {name: [each[name] for each in learner.curve] for name in ("step", "overlap", "overlap_sampled")}

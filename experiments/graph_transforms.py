@@ -251,7 +251,7 @@ def run(options: Any, run: Run) -> dict[str, object]:
     """Train (or take what a run has trained), judge, draw; the keys of the summary."""
     learner = Learner(options, run.device)
     if options.evaluate is not None:
-        saved = read_task(options.evaluate, options.task)
+        saved = read_task(options, options.task)
         learner.take(saved.state, int(saved.meta["step"]))
     else:
         learner.train(run)

@@ -282,7 +282,7 @@ def restore_net(net: GraphVAE, state: dict[str, torch.Tensor]) -> None:
 
 def _evaluated(options: Any, code: GraphCode, parts: Parts) -> dict[str, Any]:
     """The trained network of a run's folder."""
-    saved = read_task(options.evaluate, "vae")
+    saved = read_task(options, "vae")
     require(
         bool(saved.state["model"]),
         f"--evaluate {options.evaluate}: a run that was not trained to its end; go on with it by --resume.",

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 from ash.checks import positive
 from experiments import graph_isomorphism, graph_pagerank, graph_transforms, graph_vae
 from experiments.evaluation import kept_apart
-from experiments.runs import Run, RunOptions
+from experiments.options import EvaluateOptions
+from experiments.runs import Run
 
 __all__ = ["MODULES", "TASKS", "Options", "run"]
 
@@ -42,7 +42,7 @@ TASKS: dict[str, Callable[[Any, Run], dict[str, object]]] = {task: module.run fo
 
 
 @dataclass(kw_only=True)
-class Options(RunOptions):
+class Options(EvaluateOptions):
     """Options of all tasks, and of each family of tasks."""
 
     task: Literal["identity", "reverse", "symmetric", "two_hop", "relabel", "pagerank", "isomorphism", "vae"] = (
@@ -55,21 +55,19 @@ class Options(RunOptions):
     """Batches; each task has its own number."""
     baselines: bool = False
     """Train what stands beside it, too."""
-    evaluate: Path | None = None
-    """Folder of a run of the same task and options: judge what it has trained, and train nothing."""
     transform: graph_transforms.Options = field(default_factory=graph_transforms.Options)
     pagerank: graph_pagerank.Options = field(default_factory=graph_pagerank.Options)
     isomorphism: graph_isomorphism.Options = field(default_factory=graph_isomorphism.Options)
     vae: graph_vae.Options = field(default_factory=graph_vae.Options)
 
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"steps"} | {"evaluate"}
+    may_change: ClassVar[frozenset[str]] = EvaluateOptions.may_change - {"steps"}
     """One schedule spans the run, so that another number of steps is another run."""
 
     def resolved(self) -> Options:
         """The options with what depends on the task decided. Raises `UserError` for impossible ones."""
         for name in ("nodes", "steps"):
             positive(f"--{name}", 1 if getattr(self, name) is None else getattr(self, name))
-        chosen: Options = MODULES[self.task].resolved(kept_apart(self, self.evaluate))
+        chosen: Options = MODULES[self.task].resolved(kept_apart(self))
         return chosen
 
 

@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -45,7 +44,8 @@ from experiments.data import Images, digits, standardise
 from experiments.descent import Descent
 from experiments.evaluation import kept_apart, read_run
 from experiments.hosts_nets import DENSITIES, HOSTS, Net, wirings
-from experiments.runs import Run, RunOptions
+from experiments.options import EvaluateOptions
+from experiments.runs import Run
 
 __all__ = ["Options", "run"]
 
@@ -65,7 +65,7 @@ HOST_NAMES: tuple[HostName, ...] = (
 
 
 @dataclass(kw_only=True)
-class Options(RunOptions):
+class Options(EvaluateOptions):
     """Options of the table of hosts. --seed is the first of the seeds."""
 
     wiring: tuple[WiringName, ...] = WIRINGS
@@ -87,10 +87,8 @@ class Options(RunOptions):
     fraction: float = 0.3
     """Share of the entries dropped in a rewiring, falling to 0."""
 
-    evaluate: Path | None = None
-    """Judge the nets that the run in this folder has trained; train none."""
 
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"steps"} | {"evaluate"}
+    may_change: ClassVar[frozenset[str]] = EvaluateOptions.may_change - {"steps"}
     """One cosine spans the run, so that another number of steps is another run."""
 
     @property
@@ -104,7 +102,7 @@ class Options(RunOptions):
             positive(f"--{name.replace('_', '-')}", getattr(self, name))
         require(len(self.wiring) > 0 and len(self.host) > 0, "no wiring or no host; expected at least one of each.")
         require(self.every <= self.steps, f"--every {self.every} of --steps {self.steps}; expected a rewiring.")
-        own = kept_apart(self, self.evaluate)
+        own = kept_apart(self)
         if not self.quick:
             return own
         few = dataclasses.replace(own, seeds=min(2, self.seeds), batch=min(32, self.batch))
@@ -114,7 +112,7 @@ class Options(RunOptions):
 def run(options: Options, run: Run) -> dict[str, object]:
     """Train every net of the table, draw, and return the figures; or judge those of an earlier run."""
     if options.evaluate is not None:
-        return judge(options.evaluate)
+        return judge(options)
     names = [(host, wiring) for host in options.host for wiring in ("empty", *options.wiring)]
     jobs = [(host, wiring, seed) for host, wiring in names for seed in range(options.seeds)]
     saved = run.load()
@@ -163,9 +161,9 @@ def accuracy(net: Net, images: Images) -> float:
     return float(right.double().mean())
 
 
-def judge(folder: Path) -> dict[str, object]:
-    """The accuracies of the nets that the run in `folder` has trained."""
-    saved, images = read_run(folder, "hosts"), standardise(digits())
+def judge(options: Options) -> dict[str, object]:
+    """The accuracies of the nets that the run of `--evaluate` has trained."""
+    saved, images = read_run(options, "hosts"), standardise(digits())
     given = {name: saved.meta["options"][name] for name in ("steps", "every")}
     settled_at = Options(**given).settled_at
     found: dict[str, list[float]] = {}

@@ -43,6 +43,9 @@ What decides, in points of validation accuracy at 1 % (62 units; mean of seeds 0
 (10: -0.3, 20: -0.2). Steps of the means of 0.05 and 0.1 scales are alike, 0.2 costs 0.3. Values need the rest
 of the run after the means are frozen: then it hardly matters whether scales have shrunk to 0.3 or to 1.
 
+`--evaluate FOLDER` judges the net that the run in that folder has trained, in the state of its --checkpoint (best:
+where the validation accuracy was highest); of a net with index tuples also as it is sampled.
+
 Pictures: accuracy.png; pixels.png, how many hidden units read each pixel (dense: the sum of absolute
 weights), over training; units.png, what the units of largest effect read; reading.png,
 test images and what the first adaptive layer reads of each.
@@ -67,11 +70,15 @@ from ash.optim import parameter_groups
 from ash.plot import TupleTrack
 from experiments import models, pixels
 from experiments.adaptive_options import ADAPTIVE, AdaptiveOptions, check_adaptive, own_defaults
+from experiments.adaptive_training import build as build_adaptive
 from experiments.adaptive_training import classify
-from experiments.classify import Plan, Training, gaussian_wirings
+from experiments.classify import Plan, Training, gaussian_wirings, judge
 from experiments.data import Images, cifar10, digits, download_mnist, mnist, standardise, train_validation
+from experiments.evaluation import kept_apart, read_run
 from experiments.loop import LoopOptions
+from experiments.options import EvaluateOptions
 from experiments.runs import Run
+from experiments.state import load_model
 
 VALIDATION, WIDTH, QUICK = 0.1, 300, 1000
 MNIST: dict[str, Any] = {"density": 0.05, "epochs": 30, "batch": 256}
@@ -80,7 +87,7 @@ PARTS = ("train_x", "train_y", "validation_x", "validation_y", "test_x", "test_y
 
 
 @dataclass
-class Options(AdaptiveOptions, LoopOptions):
+class Options(AdaptiveOptions, EvaluateOptions, LoopOptions):
     """Options; where none is given, None stands for the data set's or the model's own."""
 
     model: Literal["ash", "static", "frozen", "dense", "conv", "hyper", "fixed", "trunk", "convnet"] = "ash"
@@ -134,7 +141,7 @@ class Options(AdaptiveOptions, LoopOptions):
     dimensions: Literal[1, 2] = 2
     """Whether a pixel is an index or a row and a column."""
 
-    may_change: ClassVar[frozenset[str]] = LoopOptions.may_change - {"epochs"}
+    may_change: ClassVar[frozenset[str]] = EvaluateOptions.may_change - {"epochs"}
     """One cosine spans the run, so that another number of epochs is another run."""
 
     def resolved(self) -> Options:
@@ -143,7 +150,7 @@ class Options(AdaptiveOptions, LoopOptions):
         missing = {name: value for name, value in own.items() if getattr(self, name) is None}
         if self.model in ADAPTIVE:
             missing = own_defaults(self)
-        return dataclasses.replace(self, **missing | ({"epochs": 2} if self.quick else {}))
+        return kept_apart(dataclasses.replace(self, **missing | ({"epochs": 2} if self.quick else {})))
 
 
 def blog(options: Options) -> Options:
@@ -156,15 +163,14 @@ PRESETS = {"blog": blog}
 
 def run(options: Options, run: Run) -> dict[str, object]:
     """Train, draw, and return the figures."""
+    if options.evaluate is not None:
+        return evaluate(options, run)
     options, images = prepare(options, run)
     if options.model in ADAPTIVE:
         return classify(options, images, run)
     height, width = images.train_x.shape[1:]
     n, shape = len(images.train_y), (height, width)
-    budget = models.allot(
-        options.density or 0.0, math.prod(shape), images.classes, options.tuples, options.outgoing, WIDTH
-    )
-    plan = Plan(options.epochs or 0, options.batch or 0, options.freeze)
+    plan, budget = plan_of(options), budget_of(options, images)
     model = build(options, budget, shape, plan.freeze_at(n)).to(run.device)
     rates = {"mean_lr": options.mean_lr, "scale_lr": options.scale_lr, "weight_decay": options.weight_decay}
     optimizer = torch.optim.AdamW(parameter_groups(model, options.lr, **rates), fused=True)
@@ -176,6 +182,21 @@ def run(options: Options, run: Run) -> dict[str, object]:
     training()
     draw(training, run, options, shape)
     return summary(options, images, budget, training)
+
+
+def evaluate(options: Options, run: Run) -> dict[str, object]:
+    """The accuracies of the net that a run has trained, by that run's options and on the parts that it had."""
+    saved = read_run(options, "mnist")
+    options, images = prepare(dataclasses.replace(options, **saved.meta["options"]), run)
+    height, width = images.train_x.shape[1:]
+    plan, n = plan_of(options), len(images.train_y[: options.train_images or None])
+    if options.model in ADAPTIVE:
+        model = build_adaptive(options, images, plan.steps(n))
+    else:
+        model = build(options, budget_of(options, images), (height, width), plan.freeze_at(n))
+    load_model(saved.state["model"], model.to(run.device))
+    figures = {"dataset": images.name, "model": options.model, "checkpoint": options.checkpoint}
+    return {**figures, "trained_steps": saved.meta["step"], **judge(model, images, draws=options.model == "ash")}
 
 
 def prepare(options: Options, run: Run) -> tuple[Options, Images]:
@@ -213,6 +234,17 @@ def check(options: Options) -> None:
     require(not cifar or options.data_dir is not None, "--data cifar10 without its folder; give it by --data-dir.")
     require(not cifar or not options.download, "--download fetches MNIST; leave it out with --data cifar10.")
     check_adaptive(options)
+
+
+def plan_of(options: Options) -> Plan:
+    """How the options train."""
+    return Plan(options.epochs or 0, options.batch or 0, options.freeze)
+
+
+def budget_of(options: Options, images: Images) -> models.Budget:
+    """What the options allow a net for these images to store."""
+    inputs = math.prod(images.train_x.shape[1:])
+    return models.allot(options.density or 0.0, inputs, images.classes, options.tuples, options.outgoing, WIDTH)
 
 
 def build(options: Options, budget: models.Budget, shape: tuple[int, int], steps: int) -> nn.Sequential:

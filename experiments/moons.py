@@ -43,7 +43,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +66,7 @@ REACHED = 0.99 - 1e-9  # a share of points, which floating point may round down
 def run(options: Options, run: Run) -> dict[str, object]:
     """Train every net, draw, and return the figures; or judge those of an earlier run."""
     if options.evaluate is not None:
-        return judge(options.evaluate)
+        return judge(options)
     rows, nets = _resume(run)
     variants = _variants(options)
     bar = run.progress(len(variants) * options.seeds, "nets", len(rows) * options.seeds)
@@ -121,16 +120,16 @@ def _net(saved: dict[str, Any], number: int = 0) -> Layers:
     return [(weight[number].numpy(), bias[number].numpy()) for weight, bias in saved["layers"]]
 
 
-def judge(folder: Path) -> dict[str, object]:
-    """The accuracies of the nets that the run in `folder` has trained, each on its own points."""
-    saved = read_run(folder, "moons")
+def judge(options: Options) -> dict[str, object]:
+    """The accuracies of the nets that the run of `--evaluate` has trained, each on its own points."""
+    saved = read_run(options, "moons")
     given, rows = saved.meta["options"], []
     for row, nets in zip(saved.state["rows"], saved.state["nets"], strict=True):
         seeds = range(given["seed"], given["seed"] + given["seeds"])
         points = (moons(given["points"], given["noise"], seed) for seed in seeds)
         shares = [share_right(_net(nets, i), x, y) for i, (x, y) in enumerate(points)]
         rows.append({"wiring": row["wiring"], "defects": row["defects"]} | _shares(shares, seeds))
-    require(bool(rows), f"--evaluate {folder}: no wiring is finished there; expected at least one; --resume the run.")
+    require(bool(rows), f"--evaluate {options.evaluate}: no wiring is finished there; expected one; --resume it.")
     return {"rows": rows}
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ash.checks import positive, require
 from experiments.evaluation import kept_apart
-from experiments.options import RunOptions
+from experiments.options import EvaluateOptions
 
 WiringName = Literal["static", "set", "rigl", "top_k", "gaussian", "dense", "all"]
 WIRINGS: tuple[WiringName, ...] = ("rigl", "set", "top_k", "gaussian", "static", "dense")
 
 
 @dataclass(kw_only=True)
-class Options(RunOptions):
+class Options(EvaluateOptions):
     """Options of the moons experiment. --seed is the first of the seeds."""
 
     wiring: tuple[WiringName, ...] = ("rigl",)
@@ -65,10 +64,6 @@ class Options(RunOptions):
     freeze: float = 0.5
     """gaussian: share of the steps after which the tuples are rounded for good."""
 
-    evaluate: Path | None = None
-    """Judge the nets that the run in this folder has trained; train none."""
-
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change | {"evaluate"}
 
     @property
     def freeze_at(self) -> int:
@@ -91,7 +86,7 @@ class Options(RunOptions):
             "seeds": min(self.seeds, 2) if self.quick else self.seeds,
             "steps": min(self.steps, 24) if self.quick else self.steps,
         }
-        return kept_apart(dataclasses.replace(self, **chosen), self.evaluate)  # type: ignore[arg-type]
+        return kept_apart(dataclasses.replace(self, **chosen))  # type: ignore[arg-type]
 
 
 def blog(options: Options) -> Options:

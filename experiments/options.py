@@ -49,6 +49,16 @@ class RunOptions:
     """Options that may differ from the checkpoint's when a run is resumed."""
 
 
+@dataclass
+class EvaluateOptions(RunOptions):
+    """Options of experiments whose runs can be judged later."""
+
+    evaluate: Path | None = None
+    """Folder of a run: judge what it has trained, its --checkpoint, and train nothing."""
+
+    may_change: ClassVar[frozenset[str]] = RunOptions.may_change | {"evaluate"}
+
+
 Chosen = TypeVar("Chosen", bound=RunOptions)
 
 
@@ -59,9 +69,10 @@ def resolve(name: str, options: Chosen) -> Chosen:
         options.device != "cuda" or torch.cuda.is_available(),
         "--device cuda, but torch finds no GPU; expected one; use --device cpu or auto.",
     )
+    judges = isinstance(options, EvaluateOptions) and options.evaluate is not None
     require(
-        options.resume or options.checkpoint == "last",
-        f"--checkpoint {options.checkpoint} without --resume; expected both, or neither for a new run.",
+        options.resume or judges or options.checkpoint == "last",
+        f"--checkpoint {options.checkpoint} without a run that has one; expected --resume beside it, or --evaluate.",
     )
     positive("--time-limit", math.inf if options.time_limit is None else options.time_limit)
     device = options.device

@@ -44,14 +44,15 @@ from experiments.conv_training import Network, Row, Training
 from experiments.data import DataError, Images, cifar10, digits, standardise
 from experiments.evaluation import kept_apart, read_run
 from experiments.image_source import InMemory, PictureFolder, Source, is_picture_folder
-from experiments.runs import Run, RunOptions
+from experiments.options import EvaluateOptions
+from experiments.runs import Run
 from experiments.state import restore
 
 QUICK = 200
 
 
 @dataclass
-class Options(RunOptions):
+class Options(EvaluateOptions):
     """Options; where none is given, None stands for the model's own."""
 
     model: Literal["small", "resnet18", "resnet50"] = "small"
@@ -86,12 +87,12 @@ class Options(RunOptions):
     """Of all weights."""
     rewire_every: int | None = None
     """Steps between rewirings of set and rigl; a fiftieth of the run."""
-    evaluate: Path | None = None
-    """Folder of a run whose last network is judged; nothing is trained."""
 
-    may_change: ClassVar[frozenset[str]] = (
-        RunOptions.may_change - {"steps", "epochs", "download"} | {"density", "seeds", "first", "evaluate"}
-    )
+    may_change: ClassVar[frozenset[str]] = EvaluateOptions.may_change - {"steps", "epochs", "download"} | {
+        "density",
+        "seeds",
+        "first",
+    }
 
     def resolved(self) -> Options:
         """The options with those of the model and the quick run; raises `UserError` for numbers out of range."""
@@ -102,7 +103,7 @@ class Options(RunOptions):
         width = (16 if self.model == "small" else 64) if self.width is None else self.width
         positive("--width", width)
         lr = (3e-3 if self.wiring == "gaussian" else 0.1) if self.lr is None else self.lr
-        chosen = kept_apart(dataclasses.replace(self, width=width, lr=lr), self.evaluate)
+        chosen = kept_apart(dataclasses.replace(self, width=width, lr=lr))
         return _quick(chosen) if self.quick else chosen
 
 
@@ -135,7 +136,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
     """Train the networks of all rows; the keys that the module's docstring tells."""
     source = load(options, run.device)
     if options.evaluate is not None:
-        return judge(options, options.evaluate, source, run.device)
+        return judge(options, source, run.device)
     training = Training(network(options, source), _plan(options), source, run)
     results = training(rows(options))
     found = summary(options, source, results, training.dense_weights())
@@ -245,9 +246,9 @@ def draw(rows: list[dict[str, Any]], run: Run) -> None:
 # --- judging a trained network -------------------------------------------------------------------------
 
 
-def judge(options: Options, folder: Path, source: Source, device: torch.device) -> dict[str, object]:
+def judge(options: Options, source: Source, device: torch.device) -> dict[str, object]:
     """Accuracy and time of the last network of a run, as it is and frozen."""
-    saved = read_run(folder, "sparse_conv")
+    saved = read_run(options, "sparse_conv")
     given = {name: saved.meta["options"][name] for name in ("model", "width", "wiring", "distribution")}
     current = saved.state["current"]
     row = Row(*current["row"])

@@ -71,7 +71,8 @@ from experiments.classify import accuracy
 from experiments.data import Images, digits, download_mnist, mnist, standardise
 from experiments.evaluation import kept_apart, read_run
 from experiments.mnist import change
-from experiments.runs import Run, RunOptions
+from experiments.options import EvaluateOptions
+from experiments.runs import Run
 from experiments.sparsity_nets import RECIPES, Recipe, Task, build, restored, stored
 from experiments.sparsity_training import VALIDATION, Trial, long_training
 
@@ -81,7 +82,7 @@ QUICK, SAVE = 500, 10
 
 
 @dataclass
-class Options(RunOptions):
+class Options(EvaluateOptions):
     """Options; where none is given, None stands for the wiring's own, see `sparsity_nets.RECIPES`."""
 
     wiring: tuple[Name, ...] = ("rigl", "top_k", "gaussian", "static", "set", "snfs", "dsr", "dense")
@@ -116,10 +117,8 @@ class Options(RunOptions):
     """Which entries are dropped first: the smallest, those without gradient and then the smallest, or others."""
     together: int = 9
     """Nets of one wiring that are trained side by side, which makes each of them faster and takes more memory."""
-    evaluate: Path | None = None
-    """Folder of a run whose nets are to be tested again; nothing is trained."""
 
-    may_change: ClassVar[frozenset[str]] = RunOptions.may_change - {"epochs"}
+    may_change: ClassVar[frozenset[str]] = EvaluateOptions.may_change - {"epochs"}
     """One cosine spans the run, so that another number of epochs is another run."""
 
     def resolved(self) -> Options:
@@ -127,7 +126,7 @@ class Options(RunOptions):
         changes: dict[str, Any] = {}
         if self.quick:
             changes = {"epochs": min(self.epochs, 2), "seeds": min(self.seeds, 1), "density": self.density[-1:]}
-        return kept_apart(dataclasses.replace(self, **changes), self.evaluate)
+        return kept_apart(dataclasses.replace(self, **changes))
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def run(options: Options, run: Run) -> dict[str, object]:
     check(options)
     images = load(options, run.device)
     if options.evaluate is not None:
-        return {"dataset": images.name, "rows": evaluate(options.evaluate, images, run)}
+        return {"dataset": images.name, "rows": evaluate(options, images, run)}
     with long_training():
         figures = train(options, images, run)
     rows = [row(wiring, density, cells) for (wiring, density), cells in grouped(figures)]
@@ -290,23 +289,23 @@ def finish(cells: list[Cell], trial: Trial, seconds: float, state: dict[str, Any
         state["nets"][cell.key] = stored(net)
 
 
-def evaluate(folder: Path, images: Images, run: Run) -> list[dict[str, Any]]:
-    """The test errors of the nets that the run in `folder` has finished."""
-    saved = read_run(folder, "sparsity")
+def evaluate(options: Options, images: Images, run: Run) -> list[dict[str, Any]]:
+    """The test errors of the nets that the run of `--evaluate` has finished."""
+    saved = read_run(options, "sparsity")
     found: dict[Cell, dict[str, Any]] = {}
     for key, net in saved.state["nets"].items():
         wiring, density, seed = key.split()
         cell = Cell(wiring, float(density), int(seed))
-        check_inputs(net, task_of(images), folder)
+        check_inputs(net, task_of(images), options.evaluate)
         model = restored(net, task_of(images)).to(run.device)
         found[cell] = {"test_error": 1 - accuracy(model, images.test_x, images.test_y)}
-    require(bool(found), f"the run in {folder} has finished no net yet; expected at least one; go on with --resume.")
+    require(bool(found), f"--evaluate {options.evaluate}: no net is finished there; expected one; --resume it.")
     return [
         {"wiring": wiring, "density": density, **errors(cells)} for (wiring, density), cells in grouped(found)
     ]
 
 
-def check_inputs(net: list[dict[str, torch.Tensor]], task: Task, folder: Path) -> None:
+def check_inputs(net: list[dict[str, torch.Tensor]], task: Task, folder: Path | None) -> None:
     """Raise `UserError` unless a stored net is for images of the task's size."""
     first, inputs = net[0], task.sizes["0"].inputs
     if "weight" in first:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ash import EdgeWiring, UserError
-from experiments import graph_rank_baselines
+from experiments import graph_rank_baselines, graphs
 from experiments import graph_ranks as ranks
 from experiments.__main__ import main
 from experiments.graph_data import make, to_batch
@@ -186,7 +186,7 @@ def test_a_run_its_evaluation_and_its_files(tmp_path: Path, monkeypatch: pytest.
         name: summary[name] for name in ("overlap", "l1", "restart")
     }
     with pytest.raises(UserError, match="a run of --task pagerank; expected one of --task isomorphism"):
-        load_trained(nn.Linear(1, 1), tmp_path / "a", "isomorphism")
+        load_trained(nn.Linear(1, 1), graphs.Options(task="isomorphism", evaluate=tmp_path / "a"))
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(

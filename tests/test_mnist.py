@@ -393,3 +393,20 @@ def test_options_that_cannot_be(
     assert message in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("model", ["ash", "static", "hyper"])
+def test_a_net_is_judged_again(tmp_path: Path, data: Path, model: str) -> None:
+    arguments = ("--quick", "--data-dir", data, "--model", model)
+    assert start(tmp_path, *arguments) == 0
+    trained = content(tmp_path)
+    assert start(tmp_path, "--data-dir", data, "--evaluate", tmp_path) == 0
+    found = content(tmp_path / "evaluation")
+    for key in ("model", "test_accuracy", "validation_accuracy"):
+        assert found[key] == trained[key]
+    assert found["trained_steps"] == trained["steps"]
+    assert ("test_accuracy_sampled" in found) == (model == "ash")
+    assert start(tmp_path, "--data-dir", data, "--evaluate", tmp_path, "--checkpoint", "best") == 0
+    best = content(tmp_path / "evaluation")
+    assert best["test_accuracy"] == trained["test_accuracy_at_best_validation"]
+    assert best["trained_steps"] == trained["best_epoch"] * trained["steps"] // 2

@@ -226,7 +226,7 @@ def test_options_that_cannot_be_met(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Run("toy", Options(out=tmp_path, device="cuda"))
     with pytest.raises(UserError, match="--seed -1; expected"):
         Run("toy", Options(out=tmp_path, seed=-1))
-    with pytest.raises(UserError, match="--checkpoint best without --resume; expected both"):
+    with pytest.raises(UserError, match="--checkpoint best without a run that has one; expected --resume beside it"):
         Run("toy", Options(out=tmp_path, checkpoint="best"))
     assert not names(tmp_path)
 
