@@ -33,6 +33,11 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(INSTALL) -e '.[bench]'
 	@touch $@
 
+# For Triton's interpreter; torch's CUDA build brings its own version.
+$(VENV)/.triton: $(VENV)/.installed
+	$(PY) -c 'import triton' 2>/dev/null || $(INSTALL) triton==3.6.0
+	@touch $@
+
 $(VENV)/.mutants: $(VENV)/.installed
 	$(INSTALL) -e '.[mutants]'
 	@touch $@
@@ -58,7 +63,7 @@ soak: setup
 # What is compiled runs once more as Python, that it can be traced; what only the compiler calls, with nothing cached.
 COVER = $(PY) -m coverage run -m pytest -q
 NUMBA = cells contexts contract drawn drawn_matrix frozen growth kernels means pattern sampling top_k
-coverage: setup
+coverage: $(VENV)/.triton
 	$(PY) -m coverage erase
 	$(COVER) -n auto --maxprocesses 8 --dist worksteal
 	TRITON_INTERPRET=1 $(COVER) -m triton tests/test_triton.py
