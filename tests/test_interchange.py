@@ -81,6 +81,13 @@ def test_the_rank_tells_whether_there_is_a_batch(rank: int) -> None:
         assert torch.equal(found.to_dense().reshape(x.shape), x)
 
 
+def test_a_batch_whose_entries_are_in_any_order() -> None:
+    whole = dense(3, 4, 5).to_sparse_coo().coalesce()
+    order = torch.randperm(whole.values().numel(), generator=torch.Generator().manual_seed(0))
+    mixed = torch.sparse_coo_tensor(whole.indices()[:, order], whole.values()[order], whole.shape)
+    assert same(as_sparse_batch(mixed, rank=2).coalesce(), as_sparse_batch(whole, rank=2))
+
+
 def test_dense_dimensions_are_channels() -> None:
     x = dense(3, 4, 2)
     found = as_sparse_batch(x.to_sparse_coo().coalesce(), rank=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -87,3 +88,13 @@ def test_errors() -> None:
     wiring, x = make(), graphs(7)
     with pytest.raises(UserError, match=r"a target of sizes \[\[5, 5\]\]; expected 1 times \[7, 7\]"):
         wiring.guide(x, x, graphs(5))
+
+
+def test_positions_and_hypernetwork_are_drawn_anew() -> None:
+    wiring = make(hypernetwork=EdgeHypernetwork)
+    before = copy.deepcopy(wiring)
+    wiring.reset_parameters(torch.Generator().manual_seed(3))
+    assert not torch.equal(wiring.table.rounded_indices(), before.table.rounded_indices())
+    assert wiring.hypernetwork is not None and before.hypernetwork is not None
+    pairs = zip(wiring.hypernetwork.parameters(), before.hypernetwork.parameters(), strict=True)
+    assert any(not torch.equal(now, then) for now, then in pairs)

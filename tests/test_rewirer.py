@@ -340,6 +340,17 @@ def test_full_layers_exchange_entries_where_there_is_room() -> None:
     assert events[0].entries == {"0.wiring": 24, "1.wiring": 16}  # 4 + 20 grow where anything is free
 
 
+@pytest.mark.parametrize("kind", [SNFSWiring, partial(DSRWiring, threshold=9.0)])
+def test_layers_that_are_nearly_full_drop_no_more_than_can_grow(kind: Callable[..., DynamicWiring]) -> None:
+    model = nn.Sequential(
+        SparseLinear(10, 8, wiring=partial(kind, density=0.9)), SparseLinear(8, 4, wiring=partial(kind, density=0.9))
+    )
+    optimizer = sgd(model.parameters())
+    events = train(model, optimizer, Rewirer(model, optimizer, every=1, end=3, fraction=lambda t: 0.5), 3)
+    assert [event.entries for event in events] == [{"0.wiring": 72, "1.wiring": 29}] * 3
+    assert [event.moves for event in events] == [{"0.wiring": 8, "1.wiring": 3}] * 3
+
+
 # --- other wirings ---------------------------------------------------------------------------------------
 
 

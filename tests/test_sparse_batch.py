@@ -30,6 +30,15 @@ def test_coalesce_adds_duplicates_and_keeps_gradients():
     assert values.grad.tolist() == [1, 0, 1, 0]
 
 
+def test_entries_that_are_not_zero_stay():
+    entries, values = torch.tensor([[0, 1], [1, 1], [2, 0]]), torch.tensor([0.0, 2.0, -1.0])
+    batch = SparseBatch.from_entries([entries], [values], [(3, 2)])
+    found = batch.nonzero()
+    assert found.indices.tolist() == [[1, 1], [2, 0]] and found.values.tolist() == [2.0, -1.0]
+    channels = batch.with_values(torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    assert channels.nonzero().indices.tolist() == [[1, 1]]
+
+
 def test_parts_and_their_union():
     batch = two()
     again = SparseBatch.cat(list(batch))

@@ -212,6 +212,16 @@ def test_what_mixes_units_is_left_alone(between: nn.Module, note: str) -> None:
     assert (found.shape, found.layers[0].note) == ("3-1", note)
 
 
+def test_what_reads_units_otherwise_is_left_alone() -> None:
+    prelu = nn.PReLU(1)
+    shared = nn.Sequential(sparse(2, 2, [(0, 0)]), prelu, sparse(2, 2, [(0, 0)]), prelu).double()
+    unknown = nn.BatchNorm1d(2, track_running_stats=False)
+    normed = nn.Sequential(sparse(2, 2, [(0, 0)]), unknown, sparse(2, 2, [(0, 0)])).double()
+    for model, note in ((shared, "feeds PReLU, which is used more than once"), (normed, "feeds BatchNorm1d")):
+        _, found = check(model, torch.randn(3, 2, dtype=double))
+        assert (found.removed, found.layers[0].note) == (0, note)
+
+
 def test_adaptive_layers_are_left_alone_and_so_is_what_feeds_them() -> None:
     make = partial(HyperWiring, k=4, hypernetwork=partial(MLPHypernetwork, hidden=(3,)))
     adaptive = SparseLinear(3, 3, wiring=make)
