@@ -46,16 +46,15 @@ Keys of summary.json: `dataset`, `rows`, a list with `wiring`, `density`, `test_
 `spread` (standard deviation over the seeds), `test_errors`, `validation_error`, `entries`, `stored_numbers` (a value
 and an index for every entry; a dense net has values alone), `seconds` (of a net: its share of the time of those beside
 it), `explored` (share of the weights that has ever existed, looked at every 100 steps). The same as a table in
-table.md, in percent; picture: errors.png.
+table.md, in percent. Pictures: errors.png; pixels.png, how many hidden units read each pixel before and after
+training. The page moves the entries of the first layer, of one net of each wiring.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,7 +65,6 @@ import torch
 from ash import count
 from ash.checks import positive, require
 from ash.distributions import DISTRIBUTIONS
-from ash.plot import curves, save
 from experiments.classify import accuracy
 from experiments.data import Images, digits, download_mnist, mnist, standardise
 from experiments.evaluation import kept_apart, read_run
@@ -74,6 +72,7 @@ from experiments.mnist import change
 from experiments.options import EvaluateOptions
 from experiments.runs import Run
 from experiments.sparsity_nets import RECIPES, Recipe, Task, build, restored, stored
+from experiments.sparsity_report import Cell, Look, draw, errors, grouped, look, row, show, table
 from experiments.sparsity_training import VALIDATION, Trial, long_training
 
 Name = Literal["dense", "static", "set", "rigl", "snfs", "dsr", "top_k", "gaussian"]
@@ -129,20 +128,6 @@ class Options(EvaluateOptions):
         return kept_apart(dataclasses.replace(self, **changes))
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One net: its wiring, density and seed."""
-
-    wiring: str
-    density: float
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """A name for it."""
-        return f"{self.wiring} {self.density:g} {self.seed}"
-
-
 def run(options: Options, run: Run) -> dict[str, object]:
     """Train or evaluate, draw, and return the figures."""
     check(options)
@@ -150,10 +135,11 @@ def run(options: Options, run: Run) -> dict[str, object]:
     if options.evaluate is not None:
         return {"dataset": images.name, "rows": evaluate(options, images, run)}
     with long_training():
-        figures = train(options, images, run)
+        figures, seen = train(options, images, run)
     rows = [row(wiring, density, cells) for (wiring, density), cells in grouped(figures)]
     run.path("table.md").write_text(table(rows), encoding="utf-8")
     draw(rows, run.path("errors.png"))
+    show(seen, task_of(images), run)
     return {"dataset": images.name, "rows": rows}
 
 
@@ -213,10 +199,10 @@ def cells_of(options: Options) -> dict[str, list[Cell]]:
     return found
 
 
-def train(options: Options, images: Images, run: Run) -> dict[Cell, dict[str, Any]]:
-    """Train every net that the checkpoint has not finished; the figures of all."""
+def train(options: Options, images: Images, run: Run) -> tuple[dict[Cell, dict[str, Any]], dict[str, list[Look]]]:
+    """Train every net that the checkpoint has not finished; the figures of all, and what was seen of some."""
     saved = run.load()
-    state: dict[str, Any] = {"done": {}, "nets": {}, "trial": None} if saved is None else saved[1]
+    state: dict[str, Any] = {"done": {}, "nets": {}, "seen": {}, "trial": None} if saved is None else saved[1]
     groups = [cells[i : i + options.together] for cells in cells_of(options).values()
               for i in range(0, len(cells), options.together)]  # fmt: skip
     finished = [cells for cells in groups if cells[0].key in state["done"]]
@@ -224,7 +210,8 @@ def train(options: Options, images: Images, run: Run) -> dict[Cell, dict[str, An
     for cells in groups:
         if cells not in finished:
             train_group(cells, options, images, run, state, bar)
-    return {cell: state["done"][cell.key] for cells in groups for cell in cells}
+    done = {cell: state["done"][cell.key] for cells in groups for cell in cells}
+    return done, state["seen"]
 
 
 def train_group(
@@ -238,6 +225,8 @@ def train_group(
         before = saved.pop("seconds")
         trial.resume(saved)
         bar.update(trial.epoch)
+    else:
+        watch(cells[0], trial, state)
     start = run.step - trial.step
 
     def now() -> dict[str, Any]:
@@ -251,10 +240,18 @@ def train_group(
             run.keep(start + trial.step, now, due=False)
             continue
         log(cells, trial, losses, run, start)
+        watch(cells[0], trial, state)
         if last:
             finish(cells, trial, (before + time.perf_counter() - begun) / len(cells), state)
         run.time(start + trial.step, wiring=cells[0].wiring, epoch=trial.epoch)
         run.keep(start + trial.step, partial(dict, state) if last else now)
+
+
+def watch(cell: Cell, trial: Trial, state: dict[str, Any]) -> None:
+    """Note the entries of the first net, where it is the first of its wiring too."""
+    seen = look(trial.nets[0], trial.step)
+    if seen is not None and not any(key.split()[0] == cell.wiring for key in state["done"]):
+        state["seen"].setdefault(cell.wiring, []).append(seen)
 
 
 def trial_of(cells: list[Cell], options: Options, images: Images) -> Trial:
@@ -319,66 +316,3 @@ def check_inputs(net: list[dict[str, torch.Tensor]], task: Task, folder: Path | 
         f"--evaluate {folder}: nets for other images; expected {height} x {width} pixels; give the --data-dir of "
         "that run.",
     )
-
-
-# --- what is reported -----------------------------------------------------------------------------------
-
-
-def grouped(figures: dict[Cell, dict[str, Any]]) -> Iterable[tuple[tuple[str, float], list[dict[str, Any]]]]:
-    """The figures of all seeds together, by wiring and density."""
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for cell, found in figures.items():
-        groups.setdefault((cell.wiring, cell.density), []).append(found)
-    return groups.items()
-
-
-def errors(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and spread of the test error."""
-    found = [cell["test_error"] for cell in cells]
-    spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    return {"test_error": statistics.mean(found), "spread": spread, "test_errors": found}
-
-
-def row(wiring: str, density: float, cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the summary."""
-    means = {
-        name: statistics.mean(cell[name] for cell in cells) for name in ("validation_error", "seconds", "explored")
-    }
-    same = {name: cells[0][name] for name in ("entries", "stored_numbers")}
-    return {"wiring": wiring, "density": density, **errors(cells), **means, **same}
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown, errors in percent; the spread is the standard deviation over the seeds."""
-    head = ["wiring", "% of weights", "test error %", "spread", "validation error %", "stored numbers", "seconds"]
-    lines = [f"| {' | '.join([*head, 'explored'])} |", "|---" * 8 + "|"]
-    for each in rows:
-        cells = [
-            each["wiring"],
-            f"{100 * each['density']:g}",
-            f"{100 * each['test_error']:.2f}",
-            f"{100 * each['spread']:.2f}",
-            f"{100 * each['validation_error']:.2f}",
-            f"{each['stored_numbers']:,}",
-            f"{each['seconds']:.0f}",
-            f"{each['explored']:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Error against density, a line per wiring; the dense net's error everywhere."""
-    densities = sorted({each["density"] for each in rows if each["wiring"] != "dense"}) or [1.0]
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for each in rows:
-        where = densities if each["wiring"] == "dense" else [each["density"]]
-        steps, values = series.setdefault(each["wiring"], ([], []))
-        steps += [100 * density for density in where]
-        values += [100 * each["test_error"]] * len(where)
-    series = {name: tuple(map(list, zip(*sorted(zip(*pair, strict=True)), strict=True)))  # type: ignore[misc]
-              for name, pair in series.items()}  # fmt: skip
-    figure = curves(series, xlabel="weights that exist, %", ylabel="test error, %")
-    ticks = [100 * density for density in densities]
-    figure.axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    save(figure, path)

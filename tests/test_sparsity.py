@@ -13,9 +13,11 @@ import torch
 from experiments.__main__ import main
 from experiments.data import digits, standardise
 from experiments.runs import Run
-from experiments.sparsity import Cell, Options, cells_of, errors, grouped, recipe_of, table, train
+from experiments.sparsity import Options, cells_of, recipe_of, train
 from experiments.sparsity_nets import RECIPES, Recipe, Task, build, restored, stored, wirings
+from experiments.sparsity_report import Cell, errors, grouped, table
 from experiments.sparsity_training import Trial, long_training
+from tests.page_data import held
 
 DIGITS = Task((8, 8), 10)
 SMALL: dict[str, Any] = {"density": (0.2,), "seeds": 1, "epochs": 3, "device": "cpu"}
@@ -120,12 +122,14 @@ def test_a_run_stopped_between_nets_goes_on(tmp_path: Path, monkeypatch: pytest.
     with Run("sparsity", options) as run:
         calls = []
         monkeypatch.setattr(Trial, "run_epoch", lambda trial: (calls.append(1), original(trial))[1])
-        figures = train(run.options, images, run)
+        figures, seen = train(run.options, images, run)
     assert len(calls) == 1
     with Run("sparsity", Options(wiring=("rigl",), out=tmp_path / "other", **SMALL)) as run:
-        alone = train(run.options, images, run)
+        alone, _ = train(run.options, images, run)
     cell = Cell("rigl", 0.2, 0)
     assert figures[cell]["test_error"] == alone[cell]["test_error"]
+    assert [step for step, _, _ in seen["rigl"]] == [0, 2 * 13, 3 * 13]
+    assert torch.equal(seen["static"][0][1], seen["static"][-1][1])
 
 
 def test_a_quick_run_and_its_evaluation(tmp_path: Path) -> None:
@@ -140,6 +144,11 @@ def test_a_quick_run_and_its_evaluation(tmp_path: Path) -> None:
     assert rows["dense"]["stored_numbers"] == 64 * 300 + 300 * 100 + 100 * 10
     assert rows["dense"]["explored"] == 1
     assert (tmp_path / "errors.png").stat().st_size > 10_000
+    assert (tmp_path / "pixels.png").stat().st_size > 10_000
+    tracks = held(tmp_path / "index.html")["tracks"]
+    assert [(track["kind"], track["sizes"]) for track in tracks] == 3 * [("edges", [64, 300])]
+    assert all(len(track["steps"]) == 2 and track["counts"][0][0] > 900 for track in tracks)
+    assert tracks[1]["counts"][1][1] > 0
     assert (tmp_path / "table.md").read_text().count("\n") == 6
     assert main(["sparsity", "--evaluate", str(tmp_path), "--quick", "--out", str(tmp_path)]) == 0
     again = summary_of(tmp_path / "evaluation")["rows"]
