@@ -77,7 +77,7 @@ from experiments.sparsity_training import VALIDATION, Trial, long_training
 
 Name = Literal["dense", "static", "set", "rigl", "snfs", "dsr", "top_k", "gaussian"]
 QUICK, SAVE = 500, 10
-"""Images of a quick run; epochs between checkpoints."""
+"""Images of a quick run; epochs between checkpoints at most."""
 
 
 @dataclass
@@ -232,11 +232,12 @@ def train_group(
     def now() -> dict[str, Any]:
         return state | {"trial": trial.state() | {"seconds": before + time.perf_counter() - begun}}
 
+    every = min(SAVE, max(1, options.epochs // SAVE))
     while trial.epoch < options.epochs:
         losses = trial.run_epoch()
         bar.update(1)
         last = trial.epoch == options.epochs
-        if trial.epoch % SAVE and not last:
+        if trial.epoch % every and not last:
             run.keep(start + trial.step, now, due=False)
             continue
         log(cells, trial, losses, run, start)

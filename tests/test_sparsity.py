@@ -105,7 +105,6 @@ def test_a_run_stopped_between_nets_goes_on(tmp_path: Path, monkeypatch: pytest.
     options = Options(wiring=("static", "rigl"), out=tmp_path, **SMALL)
     images = standardise(digits())
     with Run("sparsity", options) as run, monkeypatch.context() as patch:
-        patch.setattr("experiments.sparsity.SAVE", 2)
         calls = []
 
         def stopping(trial: Trial) -> list[float]:
@@ -128,7 +127,7 @@ def test_a_run_stopped_between_nets_goes_on(tmp_path: Path, monkeypatch: pytest.
         alone, _ = train(run.options, images, run)
     cell = Cell("rigl", 0.2, 0)
     assert figures[cell]["test_error"] == alone[cell]["test_error"]
-    assert [step for step, _, _ in seen["rigl"]] == [0, 2 * 13, 3 * 13]
+    assert [step for step, _, _ in seen["rigl"]] == [0, 13, 2 * 13, 3 * 13]
     assert torch.equal(seen["static"][0][1], seen["static"][-1][1])
 
 
@@ -147,7 +146,7 @@ def test_a_quick_run_and_its_evaluation(tmp_path: Path) -> None:
     assert (tmp_path / "pixels.png").stat().st_size > 10_000
     tracks = held(tmp_path / "index.html")["tracks"]
     assert [(track["kind"], track["sizes"]) for track in tracks] == 3 * [("edges", [64, 300])]
-    assert all(len(track["steps"]) == 2 and track["counts"][0][0] > 900 for track in tracks)
+    assert all(len(track["steps"]) == 3 and track["counts"][0][0] > 900 for track in tracks)
     assert tracks[1]["counts"][1][1] > 0
     assert (tmp_path / "table.md").read_text().count("\n") == 6
     assert main(["sparsity", "--evaluate", str(tmp_path), "--quick", "--out", str(tmp_path)]) == 0

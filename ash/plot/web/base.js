@@ -12,7 +12,7 @@ function shown(value) {
   if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("e+", "e");
-  return String(Number(value.toPrecision(4)));
+  return value.toLocaleString("en", { maximumSignificantDigits: 4 });
 }
 
 // The colours of the scheme that is on, light or dark.

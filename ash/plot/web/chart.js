@@ -12,6 +12,7 @@ class Curves extends Picture {
     [this.low, this.high] = this.limits(values);
     const steps = spec.series.flatMap((one) => one.x);
     [this.first, this.last] = [steps.reduce((a, b) => Math.min(a, b), Infinity), steps.reduce((a, b) => Math.max(a, b), -Infinity)];
+    this.whole = steps.every(Number.isInteger);
     if (this.first === this.last) [this.first, this.last] = [this.first - 1, this.last + 1];
     this.canvas.addEventListener("click", (event) => this.go(event.offsetX));
   }
@@ -47,7 +48,7 @@ class Curves extends Picture {
   }
 
   paint() {
-    const { pen, box, spec } = this, across = ticks(this.first, this.last, box.width / 75);
+    const { pen, box, spec } = this, across = ticks(this.first, this.last, box.width / 75, this.whole);
     this.axes(box, across.map((at) => ({ at: this.x(at), text: shown(at) })),
       this.marks().map((at) => ({ at: this.y(at), text: shown(at) })), [spec.ylabel, spec.xlabel]);
     spec.series.forEach((one, i) => { if (one.low) this.band(one, this.colour(i)); });
