@@ -108,7 +108,7 @@ def look(net: nn.Module, step: int) -> Look | None:
     if weight is None:
         return None
     entries = torch.stack([weight.row_ids, weight.col_ids], 1)
-    return step, entries.to("cpu", torch.int32), weight.values.detach().cpu()
+    return step, entries.to("cpu", torch.int32), weight.values.detach().cpu().clone()
 
 
 def show(seen: dict[str, list[Look]], task: Task, run: Run) -> None:

@@ -129,6 +129,7 @@ def test_a_run_stopped_between_nets_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert figures[cell]["test_error"] == alone[cell]["test_error"]
     assert [step for step, _, _ in seen["rigl"]] == [0, 13, 2 * 13, 3 * 13]
     assert torch.equal(seen["static"][0][1], seen["static"][-1][1])
+    assert not torch.equal(seen["static"][0][2], seen["static"][-1][2])
 
 
 def test_a_quick_run_and_its_evaluation(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ RUNS: dict[str, tuple[tuple[str, ...], int]] = {
     "dnw": (("dnw", "--quick"), 3),
     "gates": (("gates", "--quick", "--width", "0.07", "--train-images", "60", "--batch", "20"), 4),
     "mnist": (("mnist", "--quick"), 3),
+    "sparsity": (("sparsity", "--quick", "--wiring", "rigl", "top_k"), 1),
     "sparse_conv": (("sparse_conv", "--quick", "--wiring", "rigl", "--width", "2", "--density", "0.2",
                      "--first", "sparse", "--seeds", "2"), 5),
 }  # fmt: skip
