@@ -91,10 +91,10 @@ def _save(tensors: dict[str, Any], path: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
-def read(folder: Path, which: Which = "last") -> Checkpoint:
+def read(folder: Path, which: Which = "last", judges: bool = False) -> Checkpoint:
     """A checkpoint in `folder`, tensors on the CPU; `UserError` if it is missing, damaged, foreign or too new.
 
-    The message names the others that are whole.
+    The message names the others that are whole. `judges`: not to go on from, but to be judged.
     """
     name = "checkpoint" if which == "last" else f"{which} checkpoint"
     try:
@@ -104,7 +104,9 @@ def read(folder: Path, which: Which = "last") -> Checkpoint:
     except _Unfit as problem:
         fault, wanted = f"the {name} in {folder} is damaged or foreign: {problem}", "the files as a run left them"
     whole = [f"--checkpoint {other}" for other in RECORDS if other != which and _is_whole(folder, other)]
-    remedy = f"go on from another one with --resume {' or '.join(whole)}" if whole else "start anew without --resume"
+    others, none = ("judge another one with", "give the folder of another run") if judges else (
+        "go on from another one with --resume", "start anew without --resume")  # fmt: skip
+    remedy = f"{others} {' or '.join(whole)}" if whole else none
     raise UserError(f"{fault}; expected {wanted}; {remedy}.")
 
 

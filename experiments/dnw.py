@@ -74,7 +74,7 @@ from ash.checks import positive, require
 from ash.count import count
 from experiments import node_pictures
 from experiments.data import DataError, Images, cifar10, digits, mnist, standardise, train_validation
-from experiments.evaluation import kept_apart, read_run
+from experiments.evaluation import read_run
 from experiments.image_source import InMemory, PictureFolder, Source, is_picture_folder
 from experiments.node_nets import CHAIN, ChainedGraphs, Shape, SmallNet, graphs_of
 from experiments.node_training import GraphTraining, accuracy
@@ -164,7 +164,6 @@ class Options(EvaluateOptions):
         chosen = dataclasses.replace(self, **missing)
         for name in ("epochs", "batch", "lr", "edge_lr"):
             positive(f"--{name}", getattr(chosen, name))
-        chosen = kept_apart(chosen)
         return dataclasses.replace(chosen, epochs=2, train_images=200, batch=50) if self.quick else chosen
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TypeVar
-
 from ash.checks import require
 from experiments import checkpoint
 from experiments.folder import CHECKPOINT
 from experiments.options import EvaluateOptions
-
-Chosen = TypeVar("Chosen", bound=EvaluateOptions)
 
 
 def read_run(options: EvaluateOptions, experiment: str) -> checkpoint.Checkpoint:
@@ -20,17 +15,10 @@ def read_run(options: EvaluateOptions, experiment: str) -> checkpoint.Checkpoint
     """
     folder = options.evaluate
     assert folder is not None
-    saved = checkpoint.read(folder if folder.name == CHECKPOINT else folder / CHECKPOINT, options.checkpoint)
+    place = folder if folder.name == CHECKPOINT else folder / CHECKPOINT
+    saved = checkpoint.read(place, options.checkpoint, judges=True)
     require(
         saved.meta["experiment"] == experiment,
         f"--evaluate {folder}: a checkpoint of {saved.meta['experiment']!r}; expected one of {experiment!r}.",
     )
     return saved
-
-
-def kept_apart(options: Chosen) -> Chosen:
-    """The options with a folder inside the run's, where an evaluation would write over the run that it reads."""
-    out, read = options.out, options.evaluate
-    if read is None or out is None or read.resolve() != out.resolve():
-        return options
-    return dataclasses.replace(options, out=out / "evaluation")

@@ -69,7 +69,7 @@ from ash.plot import GateTrack, curves
 from ash.plot.gates import gates as draw_gates
 from experiments import gate_nets
 from experiments.data import Images, cifar10, digits, mnist, standardise
-from experiments.evaluation import kept_apart, read_run
+from experiments.evaluation import read_run
 from experiments.gate_nets import BASE, Shapes, learned
 from experiments.gate_retraining import retrain
 from experiments.gate_table import agreement, collect, label, mean
@@ -145,7 +145,7 @@ class Options(EvaluateOptions):
         """These options with the data set's own where none is given."""
         own: dict[str, Any] = {"epochs": 15, "batch": 64 if self.data_dir is None else 256}
         missing: dict[str, Any] = {name: value for name, value in own.items() if getattr(self, name) is None}
-        found = kept_apart(dataclasses.replace(self, **missing))
+        found = dataclasses.replace(self, **missing)
         if not self.quick:
             return found
         return dataclasses.replace(found, epochs=min(found.epochs or 0, 2), train_images=found.train_images or QUICK)

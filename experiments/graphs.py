@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal
 
 from ash.checks import positive
 from experiments import graph_isomorphism, graph_pagerank, graph_transforms, graph_vae
-from experiments.evaluation import kept_apart
 from experiments.options import EvaluateOptions
 from experiments.runs import Run
 
@@ -67,7 +66,7 @@ class Options(EvaluateOptions):
         """The options with what depends on the task decided. Raises `UserError` for impossible ones."""
         for name in ("nodes", "steps"):
             positive(f"--{name}", 1 if getattr(self, name) is None else getattr(self, name))
-        chosen: Options = MODULES[self.task].resolved(kept_apart(self))
+        chosen: Options = MODULES[self.task].resolved(self)
         return chosen
 
 

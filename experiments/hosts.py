@@ -42,7 +42,7 @@ from ash.checks import positive, require
 from ash.plot import heat_map
 from experiments.data import Images, digits, standardise
 from experiments.descent import Descent
-from experiments.evaluation import kept_apart, read_run
+from experiments.evaluation import read_run
 from experiments.hosts_nets import DENSITIES, HOSTS, Net, wirings
 from experiments.options import EvaluateOptions
 from experiments.runs import Run
@@ -102,11 +102,10 @@ class Options(EvaluateOptions):
             positive(f"--{name.replace('_', '-')}", getattr(self, name))
         require(len(self.wiring) > 0 and len(self.host) > 0, "no wiring or no host; expected at least one of each.")
         require(self.every <= self.steps, f"--every {self.every} of --steps {self.steps}; expected a rewiring.")
-        own = kept_apart(self)
         if not self.quick:
-            return own
-        few = dataclasses.replace(own, seeds=min(2, self.seeds), batch=min(32, self.batch))
-        return dataclasses.replace(few, steps=min(6, own.steps), every=min(3, self.every))
+            return self
+        few = dataclasses.replace(self, seeds=min(2, self.seeds), batch=min(32, self.batch))
+        return dataclasses.replace(few, steps=min(6, self.steps), every=min(3, self.every))
 
 
 def run(options: Options, run: Run) -> dict[str, object]:

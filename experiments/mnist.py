@@ -74,7 +74,7 @@ from experiments.adaptive_training import build as build_adaptive
 from experiments.adaptive_training import classify
 from experiments.classify import Plan, Training, gaussian_wirings, judge
 from experiments.data import Images, cifar10, digits, download_mnist, mnist, standardise, train_validation
-from experiments.evaluation import kept_apart, read_run
+from experiments.evaluation import read_run
 from experiments.loop import LoopOptions
 from experiments.options import EvaluateOptions
 from experiments.runs import Run
@@ -150,7 +150,7 @@ class Options(AdaptiveOptions, EvaluateOptions, LoopOptions):
         missing = {name: value for name, value in own.items() if getattr(self, name) is None}
         if self.model in ADAPTIVE:
             missing = own_defaults(self)
-        return kept_apart(dataclasses.replace(self, **missing | ({"epochs": 2} if self.quick else {})))
+        return dataclasses.replace(self, **missing | ({"epochs": 2} if self.quick else {}))
 
 
 def blog(options: Options) -> Options:

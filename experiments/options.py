@@ -12,6 +12,7 @@ import torch
 
 from ash.checks import positive, require
 from experiments.files import plain
+from experiments.folder import CHECKPOINT
 
 
 @dataclass(kw_only=True)
@@ -54,7 +55,8 @@ class EvaluateOptions(RunOptions):
     """Options of experiments whose runs can be judged later."""
 
     evaluate: Path | None = None
-    """Folder of a run: judge what it has trained, its --checkpoint, and train nothing."""
+    """Folder of a run: judge what it has trained, in the state of its --checkpoint; what is found goes to evaluation/
+    in that folder, if --out names no other."""
 
     may_change: ClassVar[frozenset[str]] = RunOptions.may_change | {"evaluate"}
 
@@ -69,17 +71,24 @@ def resolve(name: str, options: Chosen) -> Chosen:
         options.device != "cuda" or torch.cuda.is_available(),
         "--device cuda, but torch finds no GPU; expected one; use --device cpu or auto.",
     )
-    judges = isinstance(options, EvaluateOptions) and options.evaluate is not None
+    read = options.evaluate if isinstance(options, EvaluateOptions) else None
     require(
-        options.resume or judges or options.checkpoint == "last",
+        options.resume or read is not None or options.checkpoint == "last",
         f"--checkpoint {options.checkpoint} without a run that has one; expected --resume beside it, or --evaluate.",
     )
     positive("--time-limit", math.inf if options.time_limit is None else options.time_limit)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = dataclasses.replace(options, out=options.out or Path("runs") / name, device=device)
-    return cast(Chosen, chosen.resolved())
+    out = options.out or Path("runs") / name if read is None else _apart(options.out, read)
+    return cast(Chosen, dataclasses.replace(options, out=out, device=device).resolved())
+
+
+def _apart(out: Path | None, read: Path) -> Path:
+    """Where an evaluation writes: inside the folder of the run that it reads, and not over it, if nowhere else."""
+    run = read.parent if read.name == CHECKPOINT else read
+    require(run.is_dir(), f"--evaluate {read}: no such folder; expected that of a run.")
+    return run / "evaluation" if out is None or out.resolve() == run.resolve() else out
 
 
 def fixed(options: RunOptions) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from ash.plot import curves
 from experiments import conv_training
 from experiments.conv_training import Network, Row, Training
 from experiments.data import DataError, Images, cifar10, digits, standardise
-from experiments.evaluation import kept_apart, read_run
+from experiments.evaluation import read_run
 from experiments.image_source import InMemory, PictureFolder, Source, is_picture_folder
 from experiments.options import EvaluateOptions
 from experiments.runs import Run
@@ -103,7 +103,7 @@ class Options(EvaluateOptions):
         width = (16 if self.model == "small" else 64) if self.width is None else self.width
         positive("--width", width)
         lr = (3e-3 if self.wiring == "gaussian" else 0.1) if self.lr is None else self.lr
-        chosen = kept_apart(dataclasses.replace(self, width=width, lr=lr))
+        chosen = dataclasses.replace(self, width=width, lr=lr)
         return _quick(chosen) if self.quick else chosen
 
 

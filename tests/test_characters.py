@@ -185,7 +185,7 @@ def test_the_table() -> None:
         (["--width", "6"], "--width 6; expected a multiple of 4"),
         (["--context", "7"], "--context 7; expected a multiple of 2"),
         (["--seeds", "0"], "--seeds 0; expected at least 1"),
-        (["--evaluate", "nowhere"], "no checkpoint in nowhere/checkpoint"),
+        (["--evaluate", "nowhere"], "--evaluate nowhere: no such folder; expected that of a run"),
         (["--wiring", "narrow", "--width", "4"], "no dense net stores as few numbers as a sparse one of --width 4"),
     ],
 )

@@ -259,7 +259,7 @@ def test_the_blogs_settings() -> None:
         (("--net", "open", "--retrain"), "--retrain with --net open"),
         (("--blocks", 3), "--blocks 3 for images of (16, 16) pixels leaves no map"),
         (("--table", "."), "--table .: no finished run"),
-        (("--evaluate", "nowhere"), "no checkpoint in nowhere"),
+        (("--evaluate", "nowhere"), "--evaluate nowhere: no such folder"),
         (("--data-dir", "nowhere"), "nowhere: no CIFAR-10"),
     ],
 )

@@ -450,4 +450,4 @@ def test_a_run_of_other_options_is_not_evaluated(tmp_path: Path, capsys: pytest.
     assert start(tmp_path / "again", "--quick", "--vae.latent", 5, "--evaluate", out) == 2
     assert "expected" in capsys.readouterr().err
     assert start(tmp_path / "again", "--quick", "--evaluate", tmp_path / "nothing") == 2
-    assert "no checkpoint" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err

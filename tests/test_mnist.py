@@ -410,3 +410,32 @@ def test_a_net_is_judged_again(tmp_path: Path, data: Path, model: str) -> None:
     best = content(tmp_path / "evaluation")
     assert best["test_accuracy"] == trained["test_accuracy_at_best_validation"]
     assert best["trained_steps"] == trained["best_epoch"] * trained["steps"] // 2
+
+
+def test_judging_leaves_other_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = Path("runs/mnist/checkpoint/kept")
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert main(["mnist", "--quick", "--epochs", "1", "--out", "other"]) == 0
+    for folder in ("other", "other/checkpoint"):
+        assert main(["mnist", "--evaluate", folder]) == 0
+        assert content(Path("other/evaluation"))["checkpoint"] == "last"
+    assert kept.exists() and content(Path("other"))["steps"] > 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("nowhere", "--evaluate nowhere: no such folder; expected that of a run"),
+        ("empty", "no best checkpoint in empty/checkpoint; expected one that an earlier run left; give the"),
+    ],
+)
+def test_what_cannot_be_judged(
+    folder: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(["mnist", "--evaluate", folder, "--checkpoint", "best"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("nowhere").exists()

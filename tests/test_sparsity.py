@@ -201,7 +201,7 @@ def test_long_trainings_use_compiled_kernels_and_leave_the_threshold_as_it_was()
         (["--seeds", "0"], "--seeds 0; expected at least 1"),
         (["--lr", "0"], "--lr=0.0; expected a number above 0"),
         (["--fraction", "2"], "--fraction 2.0; expected a share from 0 to 1"),
-        (["--evaluate", "nowhere"], "no checkpoint in nowhere/checkpoint"),
+        (["--evaluate", "nowhere"], "--evaluate nowhere: no such folder; expected that of a run"),
     ],
 )
 def test_bad_options(
