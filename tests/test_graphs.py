@@ -32,8 +32,3 @@ def test_options_of_a_family_bear_its_name(capsys: pytest.CaptureFixture[str]) -
 def test_wrong_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main(["graphs", *arguments, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
-
-
-def test_an_evaluation_in_the_folder_of_the_run_keeps_apart(tmp_path: Path) -> None:
-    chosen = Options(task="reverse", out=tmp_path, evaluate=tmp_path).resolved()
-    assert chosen.out == tmp_path / "evaluation"

@@ -15,6 +15,7 @@ from torch import nn
 from ash.checks import UserError
 from ash.plot import EdgeTrack
 from experiments import folder, machine
+from experiments.options import EvaluateOptions, resolve
 from experiments.runs import Run, RunOptions, restore, table, training_state
 from tests.page_data import held
 
@@ -400,3 +401,11 @@ def test_version_and_commit_are_text() -> None:
 def test_no_git_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert machine.commit() is None
+
+
+def test_an_evaluation_keeps_apart_from_the_run_that_it_reads(tmp_path: Path) -> None:
+    for out, read in ((tmp_path, tmp_path), (None, tmp_path), (None, tmp_path / "checkpoint")):
+        assert resolve("toy", EvaluateOptions(out=out, evaluate=read)).out == tmp_path / "evaluation"
+    elsewhere = resolve("toy", EvaluateOptions(out=tmp_path / "other", evaluate=tmp_path))
+    assert elsewhere.out == tmp_path / "other"
+    assert resolve("toy", EvaluateOptions()).out == Path("runs/toy")
