@@ -48,7 +48,7 @@ def contract(
         where x is dense) and `x` (or `x.values`).
 
     Raises:
-        UserError: shapes that do not fit, an unknown or unavailable backend.
+        UserError: shapes that do not fit, a bias with sparse tensors, an unknown or unavailable backend.
     """
     if bias is not None:
         _check_bias(weight, x, bias)

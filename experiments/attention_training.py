@@ -143,7 +143,7 @@ class Contest:
             data = data.redrawn(generator)
         count = self.plan.per_epoch(len(data))
         order = torch.randperm(len(data), generator=generator)[: count * self.plan.batch]
-        now = self.epoch = self.epoch or Epoch.begin(order)
+        now = self.epoch = self.epoch or Epoch.begin(order, order.device)
         for which in now.rest(self.plan.batch):
             step = epoch * count + now.batches
             rate = self.plan.rate(step, len(data))

@@ -147,7 +147,7 @@ class Training:
 
     def _epoch(self, bar: Any) -> dict[str, float]:
         """One pass over the training set, or what is left of the one that a checkpoint is in the middle of."""
-        now = self.epoch = self.epoch or Epoch.begin(self._order())
+        now = self.epoch = self.epoch or Epoch.begin(self._order(), self.run.device)
         for batch in now.rest(self.plan.batch):
             now.add(*self._step(batch), len(batch))
             bar.update(1)

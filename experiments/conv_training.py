@@ -183,7 +183,7 @@ class Training:
         """Mean loss and accuracy over a pass, in training mode, or what is left of one that a checkpoint is in."""
         descent = trainee.descent
         model = descent.model.train()
-        now = trainee.epoch = trainee.epoch or Epoch.begin(self.source.order())
+        now = trainee.epoch = trainee.epoch or Epoch.begin(self.source.order(), self.run.device)
         for x, y in self.source.train(now.rest(self.plan.batch)):
             step = self._steps_of(trainee)
             factor = 0.5 * (1 + math.cos(math.pi * step / self.steps))

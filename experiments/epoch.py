@@ -25,9 +25,9 @@ class Epoch:
     images: int = 0
 
     @classmethod
-    def begin(cls, order: Tensor) -> Epoch:
-        """A pass before its first batch, its sums on the device of the order."""
-        return cls(order, order.new_zeros((), dtype=torch.float32), order.new_zeros(()))
+    def begin(cls, order: Tensor, device: torch.device) -> Epoch:
+        """A pass before its first batch; its sums are where losses are, whatever device the order is on."""
+        return cls(order, torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device))
 
     def rest(self, batch: int) -> tuple[Tensor, ...]:
         """The order of the images to come, batch by batch."""

@@ -133,7 +133,7 @@ class Session:
         x, y, recipe, descent = self.images.train_x, self.images.train_y, self.recipe, trainee.descent
         net = descent.model.train()
         sparse = recipe.sparsity > 0 and bool(_gates(net))
-        now = trainee.epoch = trainee.epoch or Epoch.begin(torch.randperm(len(y), device=y.device))
+        now = trainee.epoch = trainee.epoch or Epoch.begin(torch.randperm(len(y), device=y.device), y.device)
         begin, total = (len(trainee.history) - 1) * self.steps, trainee.epochs * self.steps
         for batch in now.rest(recipe.batch):
             step = begin + now.batches

@@ -44,7 +44,7 @@ What decides, in points of validation accuracy at 1 % (62 units; mean of seeds 0
 of the run after the means are frozen: then it hardly matters whether scales have shrunk to 0.3 or to 1.
 
 `--evaluate FOLDER` judges the net that the run in that folder has trained, in the state of its --checkpoint (best:
-where the validation accuracy was highest); of a net with index tuples also as it is sampled.
+where the validation accuracy was highest); with --model ash also as it is sampled.
 
 Pictures: accuracy.png; pixels.png, how many hidden units read each pixel (dense: the sum of absolute
 weights), over training; units.png, what the units of largest effect read; reading.png,

@@ -112,7 +112,7 @@ class GraphTraining:
     def _epoch(self, bar: Any) -> dict[str, float]:
         """One pass over the training images, or what is left of the one that a checkpoint is in the middle of."""
         self.model.train()
-        now = self.epoch = self.epoch or Epoch.begin(self.source.order())
+        now = self.epoch = self.epoch or Epoch.begin(self.source.order(), self.run.device)
         for x, y in self.source.train(now.rest(self.batch)):
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * self.driver.rate(self.factor)

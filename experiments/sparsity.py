@@ -250,8 +250,10 @@ def train_group(
 
 def watch(cell: Cell, trial: Trial, state: dict[str, Any]) -> None:
     """Note the entries of the first net, where it is the first of its wiring too."""
+    if any(key.split()[0] == cell.wiring for key in state["done"]):
+        return
     seen = look(trial.nets[0], trial.step)
-    if seen is not None and not any(key.split()[0] == cell.wiring for key in state["done"]):
+    if seen is not None:
         state["seen"].setdefault(cell.wiring, []).append(seen)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments import stopping
 from experiments.__main__ import main
+from experiments.epoch import Epoch, epoch_of, state_of
 from tests.kills import Outcome
 
 RUNS: dict[str, tuple[tuple[str, ...], int]] = {
@@ -52,3 +54,17 @@ def told_at(points: int) -> Callable[[stopping.Stopping], None]:
             self._told = signal.SIGTERM
 
     return told
+
+
+def test_sums_of_an_epoch_are_where_losses_are() -> None:
+    """An order may lie elsewhere: pictures are read on the CPU whatever device a net is on."""
+    meta = torch.device("meta")
+    now = Epoch.begin(torch.arange(6), meta)
+    now.add(torch.ones((), device=meta), torch.ones((), dtype=torch.int64, device=meta), 4)
+    assert (now.batches, now.images, now.order.device.type) == (1, 4, "cpu")
+    assert [part.tolist() for part in now.rest(4)] == [[4, 5]]
+    begun = Epoch.begin(torch.arange(6), torch.device("cpu"))
+    begun.add(torch.tensor(0.5), 3, 4)
+    again = epoch_of(state_of(begun), torch.device("cpu"))
+    assert again is not None and again.figures() == {"loss": 0.5, "train_accuracy": 0.75}
+    assert epoch_of(state_of(None), meta) is None
